@@ -1,0 +1,42 @@
+"""An engine session in the shape of the PyTorch module that it replaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from fptq.errors import ConfigError
+from fptq.graph.signature import ModuleSignature
+from fptq.types import Runner
+
+
+class EngineModule(torch.nn.Module):
+    """Called like the original module, computed by an engine, and returning the original's output type.
+
+    Gradients do not flow through it. Tensors go to the CPU for the run and come back to the caller's device.
+
+    Args:
+        runner: The compiled session.
+        signature: How the original module was called.
+    """
+
+    def __init__(self, runner: Runner, signature: ModuleSignature | None) -> None:
+        super().__init__()
+        if signature is None:
+            raise ConfigError(
+                "this model came from an ONNX file",
+                rule="as_module stands in for a PyTorch module",
+                remedy="Use result.session() and call it with arrays by name",
+            )
+        self._runner, self._signature = runner, signature
+
+    @torch.no_grad()
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The original module's result, computed by the engine."""
+        tensors = self._signature.feeds(args, kwargs)
+        feeds = {name: torch.as_tensor(tensor).detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+        outputs: Mapping[str, Any] = self._runner(feeds)
+        device = next((t.device for t in tensors.values() if isinstance(t, torch.Tensor)), torch.device("cpu"))
+        return self._signature.result({name: torch.from_numpy(array).to(device) for name, array in outputs.items()})

@@ -1,0 +1,151 @@
+"""ONNX Runtime on the CPU, and the simulation: the same file with every optimisation off."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fptq.engines.base import CompileOptions, NodeRun
+from fptq.errors import DataError, EngineError, MissingExtra
+from fptq.types import Feeds
+
+_INTEGER_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "DynamicQuantizeMatMul", "ConvInteger", "QAttention")
+
+
+class OnnxRuntime:
+    """The CPU execution provider with all graph optimisations on."""
+
+    name = "onnxruntime"
+    extra = "onnxruntime"
+
+    def version(self) -> str | None:
+        """The installed version, without importing the package."""
+        try:
+            return importlib.metadata.version("onnxruntime")
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    def warm_up(self) -> None:
+        """Import the package."""
+        _import()
+
+    def compile(self, model: Path, options: CompileOptions) -> OnnxRuntimeSession:
+        """A session for an ONNX file."""
+        return OnnxRuntimeSession(model, options, optimised=_ALL)
+
+
+class Simulation:
+    """Q/DQ arithmetic node by node, nothing fused: what the file says, whatever an engine makes of it."""
+
+    name = "simulation"
+    extra = "onnxruntime"
+
+    def version(self) -> str | None:
+        """ONNX Runtime's version."""
+        return OnnxRuntime().version()
+
+    def warm_up(self) -> None:
+        """Import the package."""
+        _import()
+
+    def compile(self, model: Path, options: CompileOptions) -> OnnxRuntimeSession:
+        """A session for an ONNX file."""
+        return OnnxRuntimeSession(model, options, optimised=_NONE)
+
+
+_ALL, _NONE = "ORT_ENABLE_ALL", "ORT_DISABLE_ALL"
+
+
+class OnnxRuntimeSession:
+    """An inference session on the CPU."""
+
+    def __init__(self, model: Path, options: CompileOptions, *, optimised: str) -> None:
+        self._path, self._threads, self._optimised = model, options.threads, optimised
+        start = time.perf_counter()
+        self._session = self._open(self._session_options())
+        self.load_s = time.perf_counter() - start
+        self.input_names = [i.name for i in self._session.get_inputs()]
+        self.output_names = [o.name for o in self._session.get_outputs()]
+
+    def _session_options(self) -> Any:
+        ort = _import()
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self._threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, self._optimised)
+        return options
+
+    def _open(self, options: Any) -> Any:
+        try:
+            return _import().InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises a family of unrelated pybind exceptions
+            raise EngineError(f"ONNX Runtime refuses {self._path.name}: {_first_line(error)}") from error
+
+    def __call__(self, feeds: Feeds) -> Feeds:
+        """Outputs by name."""
+        missing = [name for name in self.input_names if name not in feeds]
+        if missing:
+            raise DataError(f"input {missing[0]!r} is missing", rule=f"the model takes {self.input_names}")
+        try:
+            values = self._session.run(self.output_names, {name: feeds[name] for name in self.input_names})
+        except Exception as error:
+            raise EngineError(f"ONNX Runtime failed on {self._path.name}: {_first_line(error)}") from error
+        return {name: np.asarray(value) for name, value in zip(self.output_names, values, strict=True)}
+
+    def time(self, feeds: Feeds) -> float:
+        """Seconds of one run."""
+        bound = {name: feeds[name] for name in self.input_names}
+        start = time.perf_counter()
+        self._session.run(self.output_names, bound)
+        return time.perf_counter() - start
+
+    def profile(self, feeds: Feeds, *, runs: int = 3) -> tuple[NodeRun, ...]:
+        """Per node of the optimised graph: kernel and mean time, from ONNX Runtime's own profiler."""
+        with tempfile.TemporaryDirectory() as folder:
+            options = self._session_options()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            session = self._open(options)
+            for _ in range(runs + 1):
+                session.run(self.output_names, {name: feeds[name] for name in self.input_names})
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return _node_runs(events, runs + 1)
+
+
+def _node_runs(events: Sequence[dict[str, Any]], runs: int) -> tuple[NodeRun, ...]:
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            times[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(event["dur"] / 1e3)
+    return tuple(
+        NodeRun(
+            nodes=(name,),
+            op=op,
+            precision="int8" if op.startswith(_INTEGER_KERNELS) else "f32",
+            kernel=op,
+            time_ms=float(np.mean(spent[len(spent) // runs :] or spent)),
+        )
+        for (name, op), spent in times.items()
+    )
+
+
+def _import() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtra("onnxruntime", extra="onnxruntime", purpose="The ONNX Runtime engine") from error
+    return onnxruntime
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,25 @@
+"""Calibration and validation data: from what users have to named arrays, one sample in memory at a time."""
+
+from fptq.feeds.callables import load_callable
+from fptq.feeds.optional import optional
+from fptq.feeds.preprocess import InvertiblePreprocess, Preprocess, PreprocessSpec
+from fptq.feeds.record import Recording, record
+from fptq.feeds.scans import Scan, find_files, read_labels, read_scan, stem
+from fptq.feeds.source import Samples, open_feeds
+
+__all__ = [
+    "InvertiblePreprocess",
+    "Preprocess",
+    "PreprocessSpec",
+    "Recording",
+    "Samples",
+    "Scan",
+    "find_files",
+    "load_callable",
+    "open_feeds",
+    "optional",
+    "read_labels",
+    "read_scan",
+    "record",
+    "stem",
+]

@@ -1,0 +1,264 @@
+"""`open_feeds`: a folder, a pattern, a function or an iterable as samples that can be walked again and again."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from fptq.errors import DataError, OutputError
+from fptq.feeds.callables import load_callable, names_callable
+from fptq.feeds.conform import Inputs, as_array, conform
+from fptq.feeds.preprocess import Preprocess, preprocessed
+from fptq.feeds.scans import NIFTI, Scan, find_files, read_arrays, read_scan, suffix
+from fptq.types import Array, Feeds
+
+
+def open_feeds(
+    source: object, inputs: Inputs, *, preprocess: Preprocess | None = None, limit: int | None = None
+) -> Samples:
+    """Samples by input name, read when they are needed, one in memory at a time.
+
+    Args:
+        source: A folder, glob pattern or file of `.npz` (arrays named as the inputs), `.npy`, `.nii` or `.nii.gz`;
+            `package.module:function`, a function that returns an iterable; or an iterable of tensors, arrays, tuples
+            (what is left over, such as targets, is ignored) or mappings. An iterator, which can be walked only once,
+            is written to a temporary folder first.
+        inputs: What the model takes.
+        preprocess: Applied to each scan, and to each sample of other kinds that is one array. Scans larger than a
+            network of fixed size are cut to one patch around their brightest region.
+        limit: Most runs to yield.
+
+    Raises:
+        DataError: There is no sample, or one is not what the model takes (some are found only when walked).
+        ConfigError: `package.module:function` does not exist.
+    """
+    if limit is not None and limit < 1:
+        raise DataError(f"limit={limit}", rule="at least one sample is needed")
+    if isinstance(source, str) and names_callable(source) and not Path(source).exists():
+        source = load_callable(source)()
+    if isinstance(source, str | Path):
+        return Samples(_Prepared(FileItems(find_files(source)), inputs, preprocess), inputs, limit=limit)
+    items = _Prepared(IterableItems(_walkable(source)), inputs, preprocess)
+    if isinstance(source, Iterator):
+        return _spooled(Samples(items, inputs, limit=limit), inputs)
+    return Samples(items, inputs, limit=limit)
+
+
+class Items(Protocol):
+    """Named raw samples that can be walked more than once."""
+
+    def __iter__(self) -> Iterator[tuple[str, object]]: ...
+
+    def __len__(self) -> int: ...
+
+
+class Samples:
+    """The runs of a source of samples: a `FeedSource`.
+
+    `len` is exact once the samples have been walked; before, it takes the first sample to tell whether samples are
+    split into several runs, and walks them all if so.
+    """
+
+    def __init__(self, items: Items, inputs: Inputs, *, limit: int | None = None, folder: Path | None = None) -> None:
+        self._items, self._inputs, self._limit = items, inputs, limit
+        self._count: int | None = None
+        # Runs at `close`, at collection and at exit, whichever is first.
+        self._clean = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True) if folder else None
+
+    def __iter__(self) -> Iterator[Feeds]:
+        count = 0
+        with closing(self._runs()) as runs:
+            for feeds in islice(runs, self._limit):
+                count += 1
+                yield feeds
+        if not count:
+            raise DataError("there is no sample", rule="calibration and validation need at least one")
+        self._count = count
+
+    def __len__(self) -> int:
+        if self._count is None:
+            self._count = self._counted()
+        return self._count
+
+    def close(self) -> None:
+        """Delete what was written for these samples, if anything was."""
+        if self._clean is not None:
+            self._clean()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def _runs(self) -> Generator[Feeds, None, None]:
+        for name, sample in self._items:
+            yield from conform(sample, self._inputs, name=name)
+
+    def _counted(self) -> int:
+        try:
+            known = len(self._items)
+        except TypeError:  # an IterableDataset's loader has no length
+            return sum(1 for _ in self)
+        first = next(iter(self._items), None)
+        if known and first is not None and len(conform(first[1], self._inputs, name=first[0])) == 1:
+            return known if self._limit is None else min(known, self._limit)
+        return sum(1 for _ in self)
+
+
+@dataclass(frozen=True)
+class FileItems:
+    """The samples of files."""
+
+    paths: tuple[Path, ...]
+
+    def __iter__(self) -> Iterator[tuple[str, object]]:
+        for path in self.paths:
+            yield str(path), read_scan(path) if suffix(path) in NIFTI else read_arrays(path)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True)
+class IterableItems:
+    """The samples of a Python iterable."""
+
+    iterable: Iterable[object]
+
+    def __iter__(self) -> Iterator[tuple[str, object]]:
+        return ((f"sample {i}", sample) for i, sample in enumerate(self.iterable))
+
+    def __len__(self) -> int:
+        return len(self.iterable)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Items after the user's preprocess."""
+
+    items: Items
+    inputs: Inputs
+    preprocess: Preprocess | None
+
+    def __iter__(self) -> Iterator[tuple[str, object]]:
+        return ((name, self._prepared(name, sample)) for name, sample in self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def _prepared(self, name: str, sample: object) -> object:
+        if isinstance(sample, Scan):
+            array = preprocessed(sample.volume, sample.affine, preprocess=self.preprocess, name=name)
+            return _patch(array, self.inputs)
+        if self.preprocess is None:
+            return sample
+        return preprocessed(_only_array(sample, name), np.eye(4), preprocess=self.preprocess, name=name)
+
+
+def _only_array(sample: object, name: str) -> Array:
+    values = list(sample.values()) if isinstance(sample, Mapping) else [sample]
+    if isinstance(sample, list | tuple) and as_array(sample) is None:
+        values = list(sample[:1])  # (x, y) of a data loader
+    array = as_array(values[0]) if len(values) == 1 else None
+    if array is None:
+        raise DataError(
+            f"{name} is not one array",
+            rule="a preprocess takes one volume",
+            remedy="Give samples that are prepared already, without --preprocess",
+        )
+    return array
+
+
+def _patch(array: Array, inputs: Inputs) -> Array:
+    """A scan cut or zero-padded to a network of fixed spatial size.
+
+    The window is centred on the intensity-weighted centre: patches of empty background give ranges that are too small.
+    """
+    shape = inputs[0].shape
+    sizes = [d for d in shape[2:] if isinstance(d, int)] if shape else []
+    rank = len(shape) - 2 if shape else 0
+    if len(inputs) != 1 or not sizes or len(sizes) != rank or array.ndim not in (rank, rank + 1):
+        return array
+    spatial = array.shape[-rank:]
+    if list(spatial) == sizes:
+        return array
+    weights = np.abs(array - array.min()) if array.ndim == rank else np.abs(array - array.min()).sum(0)
+    slices, pads = [], []
+    for axis, (have, want) in enumerate(zip(spatial, sizes, strict=True)):
+        profile = weights.sum(tuple(a for a in range(rank) if a != axis), dtype=np.float64)
+        total = profile.sum()
+        centre = float(profile @ np.arange(have) / total) if total > 0 else (have - 1) / 2
+        start = int(np.clip(round(centre - (want - 1) / 2), 0, max(have - want, 0)))
+        slices.append(slice(start, start + want))
+        short = max(want - have, 0)
+        pads.append((short // 2, short - short // 2))
+    lead = array.ndim - rank
+    return np.pad(array[(slice(None),) * lead + tuple(slices)], [(0, 0)] * lead + pads)
+
+
+def _walkable(source: Any) -> Iterable[object]:
+    """The source as an iterable.
+
+    Raises:
+        DataError: It is not one.
+    """
+    if isinstance(source, Mapping):
+        raise DataError(
+            f"a mapping with keys {', '.join(map(repr, source))}",
+            rule="data are an iterable of samples",
+            remedy="For one sample, give [sample]",
+        )
+    if hasattr(source, "__len__") and hasattr(source, "__getitem__") and not hasattr(source, "__iter__"):
+        return _Indexed(source)
+    try:
+        iter(source)
+    except TypeError as error:
+        raise DataError(
+            f"data of type {type(source).__name__}",
+            rule="data are a folder, a pattern, package.module:function or an iterable of samples",
+        ) from error
+    return source  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class _Indexed:
+    """A map-style dataset: it may not raise IndexError, so Python's own iteration would not end."""
+
+    dataset: Any
+
+    def __iter__(self) -> Iterator[object]:
+        return (self.dataset[i] for i in range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+
+def _spooled(once: Samples, inputs: Inputs) -> Samples:
+    """The runs of an iterator, written to a temporary folder."""
+    folder = Path(tempfile.mkdtemp(prefix="fptq-feeds-"))
+    paths: list[Path] = []
+    try:
+        for index, feeds in enumerate(once):
+            paths.append(folder / f"{index}.npz")
+            # Saved without names: an input may be called anything, `file` included.
+            np.savez(paths[-1], *(feeds[info.name] for info in inputs))
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise OutputError(
+            f"samples could not be written to {folder}: {error}", remedy="Free disk or set TMPDIR"
+        ) from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return Samples(FileItems(tuple(paths)), inputs, folder=folder)

@@ -1,0 +1,1 @@
+"""The one graph: loading, canonical form, queries."""

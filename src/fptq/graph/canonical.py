@@ -1,0 +1,175 @@
+"""The canonical form: one opset, no functions, no constants to compute, no BatchNorm behind a convolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from fptq.graph import origin, query
+from fptq.graph.check import check_graph
+from fptq.graph.opset import convert_opset, infer_shapes, opset_of, quiet
+from fptq.graph.precision import widen
+
+_FOLD_LIMIT = 1 << 22
+"""Largest constant [elements] that folding may make out of smaller ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canonical:
+    """A canonical graph.
+
+    Attributes:
+        graph_model: The graph.
+        origin: Where each node came from.
+        halves: The half-precision dtypes that became float32.
+    """
+
+    graph_model: ir.Model
+    origin: Mapping[str, tuple[str, ...]]
+    halves: frozenset[str]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the conversion changed that a reader of the results must know."""
+        if not self.halves:
+            return ()
+        return (f"The model is in {' and '.join(sorted(self.halves))}; it was widened to float32.",)
+
+
+def canonicalize(graph_model: ir.Model) -> Canonical:
+    """Bring a float graph into canonical form, on a clone.
+
+    Args:
+        graph_model: A graph of any opset in `OPSETS`.
+
+    Returns:
+        The graph in opset 21 with functions inlined, constants folded, BatchNormalization folded into
+        the convolution or Gemm before it, half precision widened, shapes inferred; every node has a name.
+
+    Raises:
+        ModelError: The graph is one that fptq refuses, or its opset cannot be converted.
+    """
+    model = graph_model.clone()
+    opset_of(model)
+    with quiet():
+        _prepare(model)
+        check_graph(model)
+        halves = widen(model)
+        before = origin.snapshot(model)
+        convert_opset(model)
+        infer_shapes(model)
+        _simplify(model)
+        infer_shapes(model)
+        names = origin.rename_and_trace(model, before)
+    return Canonical(graph_model=model, origin=names, halves=halves)
+
+
+def _prepare(model: ir.Model) -> None:
+    """Name everything and store every constant as an initializer."""
+    common.InlinePass()(model)
+    common.RemoveUnusedFunctionsPass()(model)  # type: ignore[no-untyped-call]
+    common.RemoveInitializersFromInputsPass()(model)
+    common.CommonSubexpressionEliminationPass(size_limit=1024)(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.OutputFixPass()(model)
+    common.NameFixPass(_Names())(model)
+    for node in model.graph:
+        while node.inputs and node.inputs[-1] is None:
+            node.resize_inputs(len(node.inputs) - 1)
+
+
+class _Names:
+    """Names for what the file leaves unnamed, taken from what it names."""
+
+    def generate_node_name(self, node: ir.Node) -> str:
+        return node.name or f"{node.op_type}_{node.outputs[0].name or 'out'}"
+
+    def generate_value_name(self, value: ir.Value) -> str:
+        maker = value.producer()
+        return value.name or (f"{maker.name or maker.op_type}_out" if maker else "value")
+
+
+def _simplify(model: ir.Model) -> None:
+    from onnxscript.rewriter import RewritePass
+
+    fold = ir.passes.Sequential(
+        _fold_pass(),
+        common.IdentityEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+    )
+    steps = ir.passes.PassManager(
+        [fold, RewritePass(_rules()), fold, common.CommonSubexpressionEliminationPass(size_limit=0)],
+        steps=3,
+        early_stop=True,
+    )
+    steps(model)
+    _remove_empty_pads(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    common.TopologicalSortPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+    common.NameFixPass(_Names())(model)
+
+
+def _fold_pass() -> ir.passes.InPlacePass:
+    from onnxscript.optimizer import _constant_folding
+
+    fold: ir.passes.InPlacePass = _constant_folding.FoldConstantsPass(
+        shape_inference=True, input_size_limit=1 << 62, output_size_limit=1 << 62, should_fold=_worth_folding
+    )
+    return fold
+
+
+def _worth_folding(node: ir.Node) -> bool:
+    """Whether folding makes no big constant out of small ones (an expanded mask)."""
+    dims = query.static_shape(node.outputs[0])
+    if dims is None:
+        return True
+    read = sum(value.const_value.size for value in node.inputs if value is not None and value.const_value is not None)
+    return math.prod(dims) <= max(read, _FOLD_LIMIT)
+
+
+def _rules() -> list[object]:
+    from onnxscript.rewriter.rules import common as rules
+
+    chosen = [
+        rules.fuse_batchnorm_into_conv_rule,
+        rules.fuse_batchnorm_into_conv_transpose_rule,
+        rules.fuse_batchnorm_into_gemm_rule,
+        rules.fuse_pad_into_conv_rule,
+        rules.normalize_pad_format_conv_rule,
+        # torch's exporter gives a convolution without bias zeros of a wrong shape when it does not optimise.
+        rules.remove_optional_bias_from_conv_rule,
+        rules.remove_optional_bias_from_conv_transpose_rule,
+        rules.materialize_reshape_shape_rule,
+        rules.reshape_reshape_rule,
+        rules.transpose_transpose_rule,
+        rules.no_op_transpose_rule,
+        rules.no_op_cast_rule,
+        rules.no_op_expand_rule,
+        rules.collapse_slice_rule,
+        rules.collapse_slice2_rule,
+        rules.sub_0_rule,
+        rules.div_by_1_rule,
+    ]
+    return [*chosen, *rules.mul_by_1_rule.commute(), *rules.add_0_rule.commute()]
+
+
+def _remove_empty_pads(model: ir.Model) -> None:
+    """Remove every Pad that adds nothing."""
+    for node in list(model.graph):
+        if node.op_type != "Pad" or node.domain or node.inputs[0] is None:
+            continue
+        pads = query.constant(node.inputs[1])
+        if pads is None or pads.any():
+            continue
+        output, source = node.outputs[0], node.inputs[0]
+        if output.is_graph_output():
+            continue
+        output.replace_all_uses_with(source)
+        model.graph.remove(node, safe=True)

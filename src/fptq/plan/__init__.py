@@ -1,0 +1,1 @@
+"""Where quantizers stand: profiles, placement, encodings and the Q/DQ file."""

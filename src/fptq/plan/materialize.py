@@ -1,0 +1,213 @@
+"""Write Q/DQ nodes into the graph: the one place where a plan becomes ONNX."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from fptq.errors import ModelError
+from fptq.graph.model import Model
+from fptq.numerics import PerBlock, PerChannel, PerTensor, QuantizerSpec, UniformParams, quantize
+from fptq.plan.encoding import Encoding
+from fptq.plan.plan import Placement
+from fptq.types import Array
+
+_CONTAINERS: dict[tuple[int, bool], np.dtype] = {
+    (4, True): np.dtype(ml_dtypes.int4),
+    (4, False): np.dtype(ml_dtypes.uint4),
+    (8, True): np.dtype(np.int8),
+    (8, False): np.dtype(np.uint8),
+    (16, True): np.dtype(np.int16),
+    (16, False): np.dtype(np.uint16),
+}
+_INT32_MAX = np.iinfo(np.int32).max
+
+
+def container_dtype(spec: QuantizerSpec) -> np.dtype:
+    """The integer type that holds the codes in the file; 2-bit codes go into 4 bits (emulated)."""
+    return _CONTAINERS[max(4, spec.container_bits), spec.signed]
+
+
+def materialize(model: Model, encoding: Encoding) -> Model:
+    """The model with a QuantizeLinear/DequantizeLinear pair (a DequantizeLinear for a weight) at every placement.
+
+    Placements of one value with equal numbers share a pair. Graph outputs stay float.
+
+    Raises:
+        ModelError: The encoding names a value or a node that the model does not have.
+    """
+    changed = model.clone()
+    graph = changed.graph
+    values = dict(ir.convenience.create_value_mapping(graph))
+    readers = {name: tuple(value.uses()) for name, value in values.items()}
+    for group in _groups(encoding):
+        if group.value not in values:
+            raise _unknown("value", group.value)
+        source = values[group.value]
+        quantized = (
+            _weight(graph, group, source) if source.const_value is not None else _activation(graph, group, source)
+        )
+        for node, index in readers[group.value]:
+            if group.covers(node.name, index):
+                node.replace_input_with(index, quantized)
+    _write_biases(graph, encoding)
+    _drop_unused_initializers(graph)
+    return model.with_graph(changed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Placements of one value that share one quantizer."""
+
+    value: str
+    stem: str
+    placements: frozenset[Placement]
+    spec: QuantizerSpec
+    params: UniformParams
+    codes: Array | None
+
+    def covers(self, consumer: str | None, index: int) -> bool:
+        return not self.placements.isdisjoint({Placement(self.value), Placement(self.value, consumer, index)})
+
+
+def _groups(encoding: Encoding) -> Iterator[_Group]:
+    shared: dict[tuple[str, QuantizerSpec, bytes], list[Placement]] = defaultdict(list)
+    for placement, spec in encoding.plan.specs.items():
+        params = encoding.params[placement]
+        numbers = params.scale.tobytes() + params.zero_point.tobytes()
+        shared[placement.value, spec, numbers].append(placement)
+    seen: dict[str, int] = defaultdict(int)
+    for (value, spec, _), placements in shared.items():
+        seen[value] += 1
+        yield _Group(
+            value=value,
+            stem=value if seen[value] == 1 else f"{value}@{seen[value]}",
+            placements=frozenset(placements),
+            spec=spec,
+            params=encoding.params[placements[0]],
+            codes=encoding.codes.get(placements[0]),
+        )
+
+
+def _weight(graph: ir.Graph, group: _Group, weight: ir.Value) -> ir.Value:
+    """Integer codes in the file, dequantized by the engine."""
+    assert weight.const_value is not None
+    codes = quantize(weight.const_value.numpy(), group.spec, group.params) if group.codes is None else group.codes
+    stored = _constant(graph, f"{group.stem}_quantized", codes.astype(container_dtype(group.spec)))
+    return _linear(graph, "DequantizeLinear", group, stored, like=weight)
+
+
+def _activation(graph: ir.Graph, group: _Group, value: ir.Value) -> ir.Value:
+    source = value if not group.spec.emulated else _clipped(graph, group, value)
+    quantized = _linear(graph, "QuantizeLinear", group, source, like=value)
+    return _linear(graph, "DequantizeLinear", group, quantized, like=value)
+
+
+def _clipped(graph: ir.Graph, group: _Group, value: ir.Value) -> ir.Value:
+    """Codes of an odd width, held in a wider container: the container's own saturation comes too late."""
+    low, high = group.params.range(group.spec)
+    bounds = [
+        _constant(graph, f"{group.stem}_{name}", np.asarray(bound, dtype=np.float32))
+        for name, bound in (("low", low), ("high", high))
+    ]
+    node = ir.node("Clip", [value, *bounds], name=f"{group.stem}_clip")
+    return _placed(graph, node, f"{group.stem}_clipped", like=value)
+
+
+def _linear(graph: ir.Graph, op: str, group: _Group, source: ir.Value, *, like: ir.Value) -> ir.Value:
+    attributes: dict[str, int] = {}
+    match group.spec.granularity:
+        case PerTensor():
+            pass
+        case PerChannel(axis=axis):
+            attributes = {"axis": axis}
+        case PerBlock(axis=axis, size=size):
+            attributes = {"axis": axis, "block_size": size}
+    numbers = [
+        _constant(graph, f"{group.stem}_scale", group.params.scale),
+        _constant(graph, f"{group.stem}_zero_point", group.params.zero_point.astype(container_dtype(group.spec))),
+    ]
+    node = ir.node(op, [source, *numbers], attributes, name=f"{group.stem}_{op}")
+    quantizes = op == "QuantizeLinear"
+    result = _placed(graph, node, f"{group.stem}_{'quantized' if quantizes else 'dequantized'}", like=like)
+    if quantizes:
+        result.dtype = ir.DataType.from_numpy(container_dtype(group.spec))
+    return result
+
+
+def _placed(graph: ir.Graph, node: ir.Node, name: str, *, like: ir.Value) -> ir.Value:
+    """Insert a node right behind the producer of its first input, so that the order stays topological."""
+    producer = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if producer is not None:
+        graph.insert_after(producer, node)
+    elif len(graph):
+        graph.insert_before(graph[0], node)
+    output = node.outputs[0]
+    output.name, output.shape = name, like.shape
+    if like.dtype is not None:
+        output.dtype = like.dtype
+    return output
+
+
+def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
+    """An initializer, made once for each name."""
+    if name not in graph.initializers:
+        graph.register_initializer(ir.val(name, const_value=ir.tensor(np.asarray(array), name=name)))
+    return graph.initializers[name]
+
+
+def _write_biases(graph: ir.Graph, encoding: Encoding) -> None:
+    """Store biases as int32 codes of scale `activation scale * weight scale`, as integer kernels add them.
+
+    A node whose input or weight stayed float keeps its float bias.
+    """
+    nodes = {node.name: node for node in graph}
+    for name in sorted(encoding.plan.int32_bias):
+        if name not in nodes:
+            raise _unknown("node", name)
+        node = nodes[name]
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        scale = _product_scale(node)
+        if bias is None or bias.const_value is None or scale is None:
+            continue
+        floats = bias.const_value.numpy().astype(np.float64)
+        scale = np.broadcast_to(scale, floats.shape).astype(np.float32)
+        codes = np.clip(np.rint(floats / scale), -_INT32_MAX, _INT32_MAX).astype(np.int32)
+        stem = f"{name}_bias"
+        numbers = [_constant(graph, f"{stem}_quantized", codes), _constant(graph, f"{stem}_scale", scale)]
+        dequantize = ir.node("DequantizeLinear", numbers, {"axis": 0}, name=f"{stem}_DequantizeLinear")
+        node.replace_input_with(2, _placed(graph, dequantize, f"{stem}_dequantized", like=bias))
+
+
+def _product_scale(node: ir.Node) -> Array | None:
+    """The product of the scales of a node's first two inputs, if both are dequantized."""
+    scales = []
+    for source in node.inputs[:2]:
+        dequantize = source.producer() if source is not None else None
+        if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            return None
+        scale = dequantize.inputs[1]
+        assert scale is not None
+        assert scale.const_value is not None
+        scales.append(scale.const_value.numpy())
+    return np.asarray(scales[0] * scales[1])
+
+
+def _drop_unused_initializers(graph: ir.Graph) -> None:
+    outputs = set(graph.outputs)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and value not in outputs:
+            del graph.initializers[name]
+
+
+def _unknown(kind: str, name: str) -> ModelError:
+    return ModelError(
+        f"the encoding quantizes the {kind} {name!r}, which the model does not have",
+        rule="an encoding belongs to one model",
+        remedy="Quantize this model again",
+    )

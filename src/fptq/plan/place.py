@@ -1,0 +1,252 @@
+"""Put quantizers where an engine's integer kernels expect them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from types import MappingProxyType
+
+import onnx_ir as ir
+
+from fptq.errors import ConfigError, ModelError
+from fptq.graph import query
+from fptq.graph.model import Model
+from fptq.numerics import PerChannel, PerTensor, QuantizerSpec
+from fptq.plan.plan import Placement, Plan, Refusal
+from fptq.plan.profile import Family, Profile, Rule, Variant, channel_axis
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What the user asks for, beside what the engine can do.
+
+    Attributes:
+        precision: Glob over node names and module paths -> "int8" or "float"; the last match decides.
+        per_channel: One scale per output channel of a weight; otherwise one per weight.
+        weight_bits: Width of weight codes.
+        activation_bits: Width of activation codes.
+        symmetric: Force symmetric signed (True) or asymmetric unsigned (False) activations; None: the variant's.
+    """
+
+    precision: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    per_channel: bool = True
+    weight_bits: int = 8
+    activation_bits: int = 8
+    symmetric: bool | None = None
+
+    def wants(self, names: Iterable[str]) -> str | None:
+        """The precision asked for a node of these names, with the glob that says so; None when nothing does."""
+        names = tuple(names)
+        verdict: str | None = None
+        for pattern, precision in self.precision.items():
+            if any(fnmatchcase(name, pattern) for name in names):
+                verdict = f"{precision} by {pattern!r}"
+        return verdict
+
+    def activation(self, spec: QuantizerSpec) -> QuantizerSpec:
+        """The quantizer of an activation under this policy."""
+        spec = spec.with_bits(self.activation_bits)
+        if self.symmetric is None:
+            return spec
+        return replace(spec, signed=self.symmetric, symmetric=self.symmetric)
+
+
+def place(model: Model, profile: Profile, variant: Variant, policy: Policy | None = None) -> Plan:
+    """The plan that a variant of a profile makes of a model.
+
+    Raises:
+        ModelError: No node of the model can be quantized for this engine.
+        ConfigError: A glob of the policy matches no node.
+    """
+    policy = policy or Policy()
+    _check_globs(model, policy)
+    specs: dict[Placement, QuantizerSpec] = {}
+    weights: set[Placement] = set()
+    biases: set[str] = set()
+    refusals: list[Refusal] = []
+    for node in model.graph:
+        verdict = _verdict(model, node, profile, policy)
+        if isinstance(verdict, Refusal):
+            refusals.append(verdict)
+            continue
+        if verdict.family not in variant.families or not _worth_it(node, verdict, profile):
+            reason = f"inputs of {node.op_type} stay float in the placement {variant.name!r}"
+            refusals.append(Refusal(node=str(node.name), op=node.op_type, reason=reason))
+            continue
+        specs |= _activation_specs(node, verdict, policy.activation(variant.activation))
+        if verdict.weight is not None:
+            placement, spec = _weight_spec(node, verdict.weight, profile, policy)
+            specs[placement] = spec
+            weights.add(placement)
+        if verdict.int32_bias:
+            biases.add(str(node.name))
+    if not weights:
+        raise _nothing(model, profile, refusals)
+    plan = Plan(
+        engine=profile.engine,
+        specs=_hoisted(model, specs, profile.transparent),
+        weights=frozenset(weights),
+        int32_bias=frozenset(biases),
+        refusals=tuple(refusals),
+    )
+    return replace(plan, ties=tuple(_ties(model, plan)))
+
+
+def names_of(model: Model, node: ir.Node) -> tuple[str, ...]:
+    """Every name a glob may use for a node: its own, its first output's, and those it had in the user's model."""
+    return (str(node.name), str(node.outputs[0].name), *model.origin.get(str(node.name), ()))
+
+
+def _verdict(model: Model, node: ir.Node, profile: Profile, policy: Policy) -> Rule | Refusal:
+    name, op = str(node.name), node.op_type
+    rule = profile.rule_for(node)
+    if rule is None:
+        reason = f"{op} is not in the profile of {profile.engine}"
+        if op in profile.transparent:
+            reason = f"{op} passes codes through; it needs no quantizer of its own"
+        return Refusal(node=name, op=op, reason=reason)
+    wanted = policy.wants(names_of(model, node))
+    if wanted is not None and wanted.startswith("float"):
+        return Refusal(node=name, op=op, reason=f"kept {wanted}")
+    if wanted is None:
+        for condition in rule.conditions:
+            if (failed := condition(node)) is not None:
+                return Refusal(node=name, op=op, reason=failed)
+    return rule
+
+
+def _worth_it(node: ir.Node, rule: Rule, profile: Profile) -> bool:
+    """Element-wise operations are quantized between integer neighbours only: elsewhere Q/DQ is pure cost."""
+    if rule.family in (Family.CORE, Family.PRODUCT):
+        return True
+    neighbours = [reader for output in node.outputs for reader, _ in _readers_through(output, profile.transparent)]
+    return any(profile.rule_for(neighbour) is not None for neighbour in neighbours) or rule.family is Family.NORM
+
+
+def _readers_through(value: ir.Value, transparent: frozenset[str]) -> Iterator[tuple[ir.Node, int]]:
+    """Readers of a value, looking through activations and operations that keep codes."""
+    for node, index in query.readers(value):
+        yield node, index
+        if node.op_type in transparent | {"Relu", "LeakyRelu", "PRelu", "Clip"}:
+            yield from _readers_through(node.outputs[0], transparent)
+
+
+def _activation_specs(node: ir.Node, rule: Rule, spec: QuantizerSpec) -> dict[Placement, QuantizerSpec]:
+    indices = range(len(node.inputs)) if rule.family is Family.CONCAT else rule.activations
+    specs = {Placement(str(_named(node, index)), str(node.name), index): spec for index in indices}
+    if rule.quantizes_output:
+        specs[Placement(str(_fused_output(node, rule).name))] = spec
+    return specs
+
+
+def _named(node: ir.Node, index: int) -> str:
+    value = node.inputs[index]
+    assert value is not None
+    return str(value.name)
+
+
+def _fused_output(node: ir.Node, rule: Rule) -> ir.Value:
+    """The value that leaves the kernel: behind the activation that it absorbs."""
+    output = node.outputs[0]
+    reader = query.sole_reader(output)
+    return reader.outputs[0] if reader is not None and reader.op_type in rule.fused else output
+
+
+def _weight_spec(node: ir.Node, index: int, profile: Profile, policy: Policy) -> tuple[Placement, QuantizerSpec]:
+    value = node.inputs[index]
+    assert value is not None
+    axis = channel_axis(node, query.rank(value) or 0)
+    granularity = PerChannel(axis=axis) if policy.per_channel else PerTensor()
+    spec = profile.weight.with_bits(policy.weight_bits).with_granularity(granularity)
+    return Placement(str(value.name), str(node.name), index), spec
+
+
+def _hoisted(
+    model: Model, specs: Mapping[Placement, QuantizerSpec], transparent: frozenset[str]
+) -> dict[Placement, QuantizerSpec]:
+    """Quantizers moved in front of operations that keep codes, which then run on integers too.
+
+    Only where every reader behind the operation asks for the same quantizer.
+    """
+    hoisted = dict(specs)
+    for node in reversed(list(model.graph)):
+        value = node.outputs[0]
+        if node.op_type not in transparent or value.is_graph_output():
+            continue
+        behind = [Placement(str(value.name), str(reader.name), index) for reader, index in query.readers(value)]
+        asked = {hoisted.get(placement) for placement in behind}
+        if len(asked) == 1 and (spec := asked.pop()) is not None:
+            for placement in behind:
+                del hoisted[placement]
+            hoisted[Placement(_named(node, 0), str(node.name), 0)] = spec
+    return hoisted
+
+
+def _ties(model: Model, plan: Plan) -> Iterator[frozenset[Placement]]:
+    """Inputs and result of a Concat share a scale, so that joining codes needs no arithmetic."""
+    by_value: dict[str, set[Placement]] = defaultdict(set)
+    by_consumer: dict[str, set[Placement]] = defaultdict(set)
+    for placement in plan.activations:
+        by_value[placement.value].add(placement)
+        if placement.consumer is not None:
+            by_consumer[placement.consumer].add(placement)
+    groups: list[set[Placement]] = []
+    for node in model.graph:
+        joined = by_consumer.get(str(node.name), set())
+        if node.op_type != "Concat" or len(joined) < 2:
+            continue
+        group = set(joined)
+        for value in (*(p.value for p in joined), str(node.outputs[0].name)):
+            group |= by_value[value]
+        groups.append(group)
+    yield from (frozenset(group) for group in _merged(groups) if len(group) > 1)
+
+
+def _merged(groups: Sequence[set[Placement]]) -> list[set[Placement]]:
+    """Unions of the groups that overlap."""
+    merged: list[set[Placement]] = []
+    for group in groups:
+        touching = [other for other in merged if other & group]
+        merged = [other for other in merged if not other & group]
+        merged.append(group.union(*touching))
+    return merged
+
+
+def _check_globs(model: Model, policy: Policy) -> None:
+    for pattern in policy.precision:
+        if not any(fnmatchcase(name, pattern) for node in model.graph for name in names_of(model, node)):
+            raise ConfigError(
+                f"{pattern!r} matches no node",
+                rule="globs run over ONNX node names and PyTorch module paths",
+                remedy="`fptq inspect` lists them",
+            )
+
+
+def _nothing(model: Model, profile: Profile, refusals: Sequence[Refusal]) -> ModelError:
+    ops = sorted({node.op_type for node in model.graph})
+    first = next((r for r in refusals if profile.engine not in r.reason), None)
+    why = f"{first.node} ({first.op}): {first.reason}" if first else f"its operations are {', '.join(ops)}"
+    return ModelError(
+        f"nothing in this model can be quantized for {profile.engine}",
+        rule=f"{why}",
+        remedy="Try another engine, or see `fptq inspect`",
+    )
+
+
+def place_weights(model: Model, profile: Profile, policy: Policy | None = None) -> Plan:
+    """A plan that stores weights as integers and computes in float: smaller files where int8 kernels do not pay.
+
+    Layers that the user keeps in float are left out; the requirements of integer kernels do not matter here.
+    """
+    policy = policy or Policy()
+    specs: dict[Placement, QuantizerSpec] = {}
+    for node in model.graph:
+        rule = profile.rule_for(node)
+        asked = policy.wants(names_of(model, node))
+        if rule is None or rule.weight is None or (asked is not None and asked.startswith("float")):
+            continue
+        placement, spec = _weight_spec(node, rule.weight, profile, policy)
+        specs[placement] = spec
+    return Plan(engine=profile.engine, specs=specs, weights=frozenset(specs))

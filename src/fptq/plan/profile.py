@@ -1,0 +1,122 @@
+"""What an engine runs in integers, as data: rules by operation, variants of placement, facts with their source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import onnx_ir as ir
+
+from fptq.graph import query
+from fptq.numerics import QuantizerSpec
+
+Condition = Callable[[ir.Node], str | None]
+"""Why a node does not qualify for an integer kernel, or None when it does."""
+
+
+class Family(StrEnum):
+    """Groups of operations that a variant quantizes together."""
+
+    CORE = "core"  # products with a stored weight
+    PRODUCT = "product"  # products of two activations (attention)
+    NORM = "norm"  # inputs of normalisations
+    ADD = "add"  # inputs of residual additions
+    CONCAT = "concat"  # inputs of concatenations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """Something that was learned about an engine, and where."""
+
+    says: str
+    source: str
+    version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How one operation is quantized.
+
+    Attributes:
+        op: The ONNX operation.
+        family: Which variants quantize it.
+        activations: Indices of the inputs that get a quantizer.
+        weight: Index of the stored weight; None for operations without one.
+        quantizes_output: The integer kernel exists only when the result is quantized too.
+        fused: Operations that the kernel absorbs before it quantizes its result.
+        int32_bias: The kernel wants its bias as int32 codes.
+        conditions: What a node must satisfy; the first reason given refuses it.
+    """
+
+    op: str
+    family: Family
+    activations: tuple[int, ...] = (0,)
+    weight: int | None = None
+    quantizes_output: bool = False
+    fused: frozenset[str] = frozenset()
+    int32_bias: bool = False
+    conditions: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One way to place quantizers; which one is fastest depends on the network and the machine."""
+
+    name: str
+    families: frozenset[Family]
+    activation: QuantizerSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """An engine on a kind of processor.
+
+    Attributes:
+        engine: Name of the engine.
+        weight: Quantizer of stored weights; its granularity says per tensor or per output channel.
+        rules: One for each operation that has an integer kernel.
+        variants: Placements worth measuring, the most accurate first.
+        transparent: Operations that pass codes through unchanged: a quantizer behind them moves in front of them.
+        passes: Names of the rewrites that the engine gains by (see `fptq.rewrite`).
+        facts: Why the rules are what they are.
+    """
+
+    engine: str
+    weight: QuantizerSpec
+    rules: tuple[Rule, ...]
+    variants: tuple[Variant, ...]
+    transparent: frozenset[str]
+    passes: tuple[str, ...] = ()
+    facts: tuple[Fact, ...] = ()
+
+    def rule_for(self, node: ir.Node) -> Rule | None:
+        """The rule whose shape fits a node: with a stored weight, or with activations only."""
+        for rule in self.rules:
+            if rule.op == node.op_type and _fits(rule, node):
+                return rule
+        return None
+
+
+def _fits(rule: Rule, node: ir.Node) -> bool:
+    needed = max((*rule.activations, rule.weight or 0))
+    if len(node.inputs) <= needed:
+        return False
+    stored = [query.is_weight(node.inputs[index]) for index in rule.activations]
+    return not any(stored) and (rule.weight is None or query.is_weight(node.inputs[rule.weight]))
+
+
+def channel_axis(node: ir.Node, rank: int) -> int:
+    """The axis of a weight that runs over output channels.
+
+    A ConvTranspose stores `[C_in, C_out / group, *S]`: groups share the scales of axis 1.
+    """
+    match node.op_type:
+        case "ConvTranspose":
+            return 1
+        case "MatMul":
+            return rank - 1
+        case "Gemm":
+            return 0 if node.attributes.get_int("transB", 0) else 1
+        case _:
+            return 0

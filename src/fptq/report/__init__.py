@@ -1,0 +1,1 @@
+"""The evidence: one record, one HTML page."""

@@ -1,0 +1,1 @@
+"""Changes to a model that keep what it computes, or bring it nearer to float after quantization."""

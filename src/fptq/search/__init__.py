@@ -1,0 +1,1 @@
+"""Decisions by measurement: which placements pay on this machine."""

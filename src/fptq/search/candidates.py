@@ -1,0 +1,121 @@
+"""Every way to quantize one model for one engine that is worth measuring, from one set of statistics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from fptq.calibrate import CalibrationOptions, Statistic, Statistics, needed, solve
+from fptq.errors import ModelError
+from fptq.graph.model import Model
+from fptq.plan.encoding import Encoding
+from fptq.plan.place import Policy, place, place_weights
+from fptq.plan.plan import Plan, Refusal
+from fptq.plan.profile import Profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A placement with its numbers.
+
+    Attributes:
+        variant: Name of the profile's variant it comes from; "storage" when nothing is computed in integers.
+        encoding: The quantizers.
+        taken_back: Nodes left in float because that was faster, with the measured reason.
+    """
+
+    variant: str
+    encoding: Encoding
+    taken_back: tuple[Refusal, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """The candidates of a model on an engine.
+
+    Attributes:
+        model: The float network, rewritten for the engine.
+        profile: The engine.
+        policy: What the user asked for.
+        options: Observers.
+    """
+
+    model: Model
+    profile: Profile
+    policy: Policy
+    options: CalibrationOptions
+
+    def plans(self) -> dict[str, Plan]:
+        """Plans by variant, the most accurate first; variants that come out equal are listed once."""
+        plans: dict[str, Plan] = {}
+        for variant in self.profile.variants:
+            plan = place(self.model, self.profile, variant, self.policy)
+            if not any(plan.specs == other.specs and plan.ties == other.ties for other in plans.values()):
+                plans[variant.name] = plan
+        return plans
+
+    def statistics_needed(self) -> tuple[Statistic, ...]:
+        """What one pass over the calibration data must collect for all of them."""
+        asked = (needed(plan, [self.options.observer]) for plan in self.plans().values())
+        return tuple(dict.fromkeys(statistic for group in asked for statistic in group))
+
+    def make(self, variant: str, statistics: Statistics, taken_back: tuple[Refusal, ...] = ()) -> Candidate:
+        """The candidate of a variant, without the nodes that were taken back.
+
+        Raises:
+            ModelError: Nothing is left to quantize.
+        """
+        chosen = next(v for v in self.profile.variants if v.name == variant)
+        back = {refusal.node: "float" for refusal in taken_back}
+        precision = {**self.policy.precision, **{_literal(node): wanted for node, wanted in back.items()}}
+        policy = replace(self.policy, precision=precision)
+        plan = place(self.model, self.profile, chosen, policy)
+        kept = tuple(refusal for refusal in plan.refusals if refusal.node not in back)
+        plan = replace(plan, refusals=(*kept, *taken_back))
+        encoding = solve(self.model, plan, statistics, options=self.options)
+        return Candidate(variant=variant, encoding=encoding, taken_back=taken_back)
+
+    def stored(self, candidate: Candidate | None, reason: str) -> Candidate:
+        """The candidate, with the weights of its float layers stored as integers too.
+
+        Args:
+            candidate: What to complete; None: nothing is computed in integers.
+            reason: Why the layers of a `None` candidate stay float.
+
+        Raises:
+            ModelError: No further weight can be stored so.
+        """
+        weights = place_weights(self.model, self.profile, self.policy)
+        if candidate is None:
+            refusals = tuple(Refusal(node=r.node, op=r.op, reason=reason) for r in _weighted(self.model, weights))
+            plan = replace(weights, refusals=(*weights.refusals, *refusals))
+            return Candidate(variant="storage", encoding=solve(self.model, plan, _NOTHING, options=self.options))
+        taken = {placement.value for placement in candidate.encoding.plan.weights}
+        extra = weights.only(*(p for p in weights.specs if p.value not in taken))
+        if not extra.specs:
+            raise ModelError("every weight is stored as integers already")
+        added = solve(self.model, extra, _NOTHING, options=self.options)
+        return replace(candidate, encoding=_union(candidate.encoding, added))
+
+
+_NOTHING = Statistics(states={})
+
+
+def _literal(name: str) -> str:
+    """A glob that matches this name alone."""
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _weighted(model: Model, plan: Plan) -> tuple[Refusal, ...]:
+    consumers = {placement.consumer for placement in plan.weights}
+    return tuple(
+        Refusal(node=str(node.name), op=node.op_type, reason="") for node in model.graph if node.name in consumers
+    )
+
+
+def _union(first: Encoding, second: Encoding) -> Encoding:
+    plan = replace(
+        first.plan,
+        specs={**first.plan.specs, **second.plan.specs},
+        weights=first.plan.weights | second.plan.weights,
+    )
+    return replace(first, plan=plan, params={**first.params, **second.params})

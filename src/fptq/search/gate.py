@@ -1,0 +1,249 @@
+"""The measured gate: what does not pay on this machine is taken back.
+
+A placement is a guess until it has been timed. The gate times whole networks, never single layers: the float model
+(fp32 and the engine's own default) and every variant take turns, the best one stays, layers that run slower than
+their float selves are taken back together, and what is left must beat the float model or go.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fptq.calibrate import Statistics
+from fptq.engines import CompileOptions, Engine, NodeRun, Session
+from fptq.engines.benchmark import Timing, interleaved
+from fptq.errors import EngineError, ModelError
+from fptq.graph.model import Model
+from fptq.graph.write import save
+from fptq.plan.materialize import materialize
+from fptq.plan.plan import Refusal
+from fptq.search.candidates import Candidate, Candidates
+from fptq.tasks import compare
+from fptq.types import Feeds, Progress, silent
+
+PREFER_ACCURATE = 0.04
+"""A more accurate variant is preferred while it costs at most this fraction of the latency."""
+NOISE = 0.01
+"""Differences below this fraction of the latency are noise."""
+_FLOATS = ("float f32", "float default")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One contender of the gate.
+
+    Attributes:
+        name: What was tried.
+        median_ms: Median latency [ms].
+        speedup: Over the faster of the two float forms, timed in the same rounds.
+        sqnr_db: Output SQNR against the float model; None for the float model itself.
+        chosen: Whether it went on to the next step.
+    """
+
+    name: str
+    median_ms: float
+    speedup: float
+    sqnr_db: float | None
+    chosen: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What the gate decided.
+
+    Attributes:
+        candidate: The placement that stays; what was taken back is among its plan's refusals.
+        trials: Everything that was timed, in order.
+        notes: Decisions in words.
+        pays: Whether integer kernels are faster than float here.
+    """
+
+    candidate: Candidate
+    trials: tuple[Trial, ...]
+    notes: tuple[str, ...]
+    pays: bool
+
+
+@dataclass(kw_only=True)
+class Gate:
+    """A measuring table for one model on one engine.
+
+    Attributes:
+        engine: The target.
+        float_model: The network as the user gave it (canonical, not rewritten).
+        candidates: What can be made of it.
+        statistics: The calibration's statistics for all of them.
+        samples: A few samples: the first one is timed, all of them judge the output error.
+        folder: For the files that are compiled.
+        threads: CPU threads.
+        rounds: Timed rounds of each comparison.
+        seconds: Time limit of each comparison.
+        progress: Told after every timed round.
+    """
+
+    engine: Engine
+    float_model: Model
+    candidates: Candidates
+    statistics: Statistics
+    samples: tuple[Feeds, ...]
+    folder: Path
+    threads: int
+    rounds: int = 9
+    seconds: float = 40.0
+    progress: Progress = silent
+    _trials: list[Trial] = field(default_factory=list)
+    _notes: list[str] = field(default_factory=list)
+    _floats: dict[str, Session] = field(default_factory=dict)
+    _serial: Iterable[int] = field(default_factory=itertools.count)
+
+    def choose(self) -> Outcome:
+        """Measure, take back, measure again."""
+        float_path = self._write(self.float_model)
+        for name in _FLOATS:
+            self._floats[name] = self.engine.compile(float_path, self._options(name.split()[1]))
+        best = self._best_variant()
+        best = self._without_losers(best) if best is not None else None
+        pays = best is not None
+        if not pays:
+            self._notes.append(
+                f"int8 kernels of {self.engine.name} are not faster than its float kernels for this network: "
+                "it computes in float, and weights are stored as int8"
+            )
+        return Outcome(
+            candidate=self._with_stored_weights(best),
+            trials=tuple(self._trials),
+            notes=tuple(self._notes),
+            pays=pays,
+        )
+
+    def _best_variant(self) -> Candidate | None:
+        """The most accurate of the fast variants; None when the float model is faster than all of them."""
+        made: dict[str, Candidate] = {}
+        for name in self.candidates.plans():
+            made[name] = self.candidates.make(name, self.statistics)
+        contest = self._contest(made)
+        if not contest:
+            return None
+        fastest = max(entry.speedup for entry in contest.values())
+        near = {n: e for n, e in contest.items() if e.speedup >= fastest * (1 - PREFER_ACCURATE)}
+        best = max(near, key=lambda name: near[name].sqnr_db)
+        pays = contest[best].speedup > 1.0
+        self._record(contest, chosen=best if pays else None)
+        return made[best] if pays else None
+
+    def _without_losers(self, best: Candidate) -> Candidate:
+        """The candidate without the layers that run slower in int8, when that is faster on the whole."""
+        losers = self._losers(best)
+        if not losers:
+            return best
+        try:
+            lighter = self.candidates.make(best.variant, self.statistics, losers)
+        except ModelError:
+            return best
+        name = f"{best.variant}, {len(losers)} layers taken back"
+        contest = self._contest({best.variant: best, name: lighter})
+        gains = name in contest and contest[name].speedup > contest[best.variant].speedup * (1 + NOISE)
+        self._record(contest, chosen=name if gains else best.variant)
+        return lighter if gains else best
+
+    def _with_stored_weights(self, best: Candidate | None) -> Candidate:
+        """Int8 storage for the weights of float layers, where the engine expands them at no cost."""
+        reason = f"measured: {self.engine.name} computes this network faster in float"
+        bare = "float f32" if best is None else best.variant
+        try:
+            stored = self.candidates.stored(best, reason)
+        except ModelError:
+            assert best is not None
+            return best
+        name = f"{bare}, all weights stored as int8"
+        contest = self._contest({name: stored} if best is None else {bare: best, name: stored})
+        if name not in contest:
+            return best or self.candidates.stored(None, reason)
+        reference = 1.0 if best is None else contest[bare].speedup
+        free = contest[name].speedup >= reference * (1 - 2 * NOISE)
+        self._record(contest, chosen=name if free or best is None else bare)
+        if not free:
+            self._notes.append(f"storing the weights of float layers as int8 costs time on {self.engine.name}")
+        return stored if free or best is None else best
+
+    def _contest(self, entries: Mapping[str, Candidate]) -> dict[str, _Entry]:
+        """Time candidates beside both float forms; those that the engine refuses are noted and left out."""
+        sessions: dict[str, Session] = dict(self._floats)
+        accuracy: dict[str, float] = {}
+        for name, candidate in entries.items():
+            try:
+                path = self._write(materialize(self.candidates.model, candidate.encoding))
+                sessions[name] = self.engine.compile(path, self._options("default"))
+                accuracy[name] = self._sqnr(path)
+            except EngineError as error:
+                self._notes.append(f"{name}: {error}")
+                sessions.pop(name, None)
+        timings = interleaved(
+            sessions, self.samples[0], rounds=self.rounds, seconds=self.seconds, progress=self.progress
+        )
+        base = min((timings[name] for name in _FLOATS), key=lambda timing: timing.median_ms)
+        return {
+            name: _Entry(timing=timings[name], speedup=timings[name].speedup_over(base), sqnr_db=accuracy[name])
+            for name in entries
+            if name in accuracy
+        }
+
+    def _losers(self, best: Candidate) -> tuple[Refusal, ...]:
+        """Layers of the plan that took longer in int8 than in the engine's default float."""
+        quantized = self.engine.compile(
+            self._write(materialize(self.candidates.model, best.encoding)), self._options("default")
+        )
+        int8 = _node_times(quantized.profile(self.samples[0]))
+        floats = _node_times(self._floats["float default"].profile(self.samples[0]))
+        layers = {placement.consumer for placement in best.encoding.plan.weights}
+        losers = []
+        for node in self.candidates.model.graph:
+            name = str(node.name)
+            if name in layers and int8.get(name, 0.0) > floats.get(name, math.inf) * (1 + 5 * NOISE):
+                reason = f"measured on {self.engine.name}: {int8[name]:.3g} ms in int8, {floats[name]:.3g} ms in float"
+                losers.append(Refusal(node=name, op=node.op_type, reason=reason))
+        return tuple(losers)
+
+    def _sqnr(self, path: Path) -> float:
+        session = self.engine.compile(path, self._options("f32"))
+        return compare(self._floats["float f32"], session, self.samples).sqnr_db
+
+    def _record(self, contest: Mapping[str, _Entry], *, chosen: str | None) -> None:
+        for name, entry in contest.items():
+            self._trials.append(
+                Trial(
+                    name=name,
+                    median_ms=entry.timing.median_ms,
+                    speedup=entry.speedup,
+                    sqnr_db=entry.sqnr_db,
+                    chosen=name == chosen,
+                )
+            )
+
+    def _options(self, float_precision: str) -> CompileOptions:
+        return CompileOptions(threads=self.threads, float_precision=float_precision)
+
+    def _write(self, model: Model) -> Path:
+        path = self.folder / f"gate_{next(iter(self._serial))}.onnx"
+        save(model, path)
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    timing: Timing
+    speedup: float
+    sqnr_db: float
+
+
+def _node_times(runs: Iterable[NodeRun]) -> dict[str, float]:
+    """Time of the engine node that covers each ONNX node [ms]."""
+    times: dict[str, float] = {}
+    for run in runs:
+        for name in run.nodes:
+            times[name] = max(times.get(name, 0.0), run.time_ms)
+    return times

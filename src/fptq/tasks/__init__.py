@@ -1,0 +1,26 @@
+"""Tasks: what a network is for, and how well it does it."""
+
+from fptq.tasks.agreement import Agreement, OutputAgreement, compare
+from fptq.tasks.base import Drop, Score, Scores, Task, paired_drop
+from fptq.tasks.cases import Case, open_cases
+from fptq.tasks.generic import MetricTask
+from fptq.tasks.inference import VolumeInput
+from fptq.tasks.pictures import Picture
+from fptq.tasks.segmentation import SegmentationTask
+
+__all__ = [
+    "Agreement",
+    "Case",
+    "Drop",
+    "MetricTask",
+    "OutputAgreement",
+    "Picture",
+    "Score",
+    "Scores",
+    "SegmentationTask",
+    "Task",
+    "VolumeInput",
+    "compare",
+    "open_cases",
+    "paired_drop",
+]

@@ -1,0 +1,62 @@
+import math
+
+import numpy as np
+import pytest
+
+from fptq.tasks import Score, Scores, paired_drop
+
+
+def score(values, *, up=True, name="dice"):
+    return Score(name=name, value=float(np.nanmean(values)), higher_is_better=up, cases=tuple(map(float, values)))
+
+
+def test_pairing_removes_what_cases_share():
+    generator = np.random.default_rng(0)
+    hard = generator.uniform(0.4, 0.9, size=30)
+    drop = paired_drop(score(hard), score(hard - 0.01 - generator.normal(0, 0.001, 30)))
+    assert drop.low < drop.value < drop.high
+    assert drop.low > 0.009
+    assert drop.high < 0.011
+    assert drop.cases == 30
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    generator = np.random.default_rng(1)
+    covered = 0
+    for seed in range(200):
+        before = generator.normal(size=40)
+        drop = paired_drop(score(before), score(before - 0.1 + generator.normal(0, 0.2, 40)), seed=seed, resamples=400)
+        covered += drop.low <= 0.1 <= drop.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
+def test_a_distance_drops_when_it_rises():
+    before, after = score([1.0, 2.0, 3.0], up=False), score([2.0, 3.0, 4.0], up=False)
+    assert paired_drop(before, after).value == 1.0
+    assert paired_drop(after, before).value == -1.0
+
+
+def test_undefined_cases_are_left_out_and_one_case_has_no_interval():
+    drop = paired_drop(score([0.9, math.nan]), score([0.8, 0.5]))
+    assert drop.cases == 1
+    assert drop.value == pytest.approx(0.1)
+    assert math.isnan(drop.low)
+
+
+def test_the_same_seed_gives_the_same_interval():
+    a, b = score([0.1, 0.5, 0.9]), score([0.2, 0.4, 0.7])
+    assert paired_drop(a, b, seed=3) == paired_drop(a, b, seed=3)
+
+
+def test_different_metrics_do_not_pair():
+    with pytest.raises(ValueError, match="do not pair"):
+        paired_drop(score([1.0]), score([1.0], name="hd95"))
+
+
+def test_scores_by_name():
+    scores = Scores(entries=(score([0.5]), score([3.0], name="hd95")))
+    assert scores.primary is scores["dice"]
+    assert "hd95" in scores
+    with pytest.raises(KeyError, match="there are dice, hd95"):
+        scores["iou"]
+    assert Scores(entries=()).primary is None
