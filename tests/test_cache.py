@@ -154,7 +154,23 @@ def test_keys_are_equal_exactly_for_equal_parts(one, other):
 
 
 def test_types_and_nesting_make_different_keys():
-    parts = [1, 1.0, True, "1", b"1", None, "", (), {}, frozenset(), ("1",), ("1", "1"), ("1,1",), ((("1",),), "1"), np.int64([1])]
+    parts = [
+        1,
+        1.0,
+        True,
+        "1",
+        b"1",
+        None,
+        "",
+        (),
+        {},
+        frozenset(),
+        ("1",),
+        ("1", "1"),
+        ("1,1",),
+        ((("1",),), "1"),
+        np.int64([1]),
+    ]
     keys = {cache_key(part) for part in parts} | {cache_key(*parts), cache_key(np.float64([1])), cache_key([[1]])}
     assert len(keys) == len(parts) + 3
 

@@ -1,3 +1,79 @@
-"""Fine-grained post-training quantization for scientific deep learning."""
+"""Fine-grained post-training quantization for scientific deep learning.
+
+    result = fptq.quantize(net, calibration=loader, engine="openvino")
+    result.save("out/")
+
+Names are imported when they are first used: `import fptq` itself costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fptq.errors import (
+    AssetError,
+    ConfigError,
+    DataError,
+    EngineError,
+    FptqError,
+    MetricError,
+    MissingExtra,
+    ModelError,
+    OutputError,
+    ParityError,
+)
+
+if TYPE_CHECKING:
+    from fptq.config import Recipe, load_recipe
+    from fptq.feeds.record import record
+    from fptq.recipes import Result, bench, inspect, quantize
+    from fptq.report.report import Report
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "AssetError",
+    "ConfigError",
+    "DataError",
+    "EngineError",
+    "FptqError",
+    "MetricError",
+    "MissingExtra",
+    "ModelError",
+    "OutputError",
+    "ParityError",
+    "Recipe",
+    "Report",
+    "Result",
+    "__version__",
+    "bench",
+    "inspect",
+    "load_recipe",
+    "quantize",
+    "record",
+]
+
+_HOMES = {
+    "Recipe": "fptq.config",
+    "load_recipe": "fptq.config",
+    "record": "fptq.feeds.record",
+    "Result": "fptq.recipes",
+    "bench": "fptq.recipes",
+    "inspect": "fptq.recipes",
+    "quantize": "fptq.recipes",
+    "Report": "fptq.report.report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported now (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fptq' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -64,8 +64,6 @@ def make_samples() -> Callable[..., Samples]:
 
     def make(count, shape=(1, 2, 12, 12), name="x", seed=0):
         rng = np.random.default_rng(seed)
-        return Samples(
-            [{name: (rng.standard_normal(shape) * (1 + i % 3)).astype(np.float32)} for i in range(count)]
-        )
+        return Samples([{name: (rng.standard_normal(shape) * (1 + i % 3)).astype(np.float32)} for i in range(count)])
 
     return make

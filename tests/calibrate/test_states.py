@@ -16,7 +16,7 @@ STATES = [Extremes, BatchExtremes, Sketch]
 
 
 def reading(values):
-    x = np.float32(values)
+    x = np.float32(values).reshape(-1)
     return Reading(low=x.min(), high=x.max(), sample=x)
 
 

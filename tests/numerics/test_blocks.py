@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fptq.numerics import PerBlock, PerChannel, PerTensor, QuantizerSpec, grouped, params_from_range, ranges, scale_shape
+from fptq.numerics import (
+    PerBlock,
+    PerChannel,
+    PerTensor,
+    QuantizerSpec,
+    grouped,
+    params_from_range,
+    ranges,
+    scale_shape,
+)
 
 X = np.arange(-12, 12, dtype=np.float32).reshape(2, 3, 4)
 

@@ -142,8 +142,9 @@ def _attached(graph: ir.Graph, value: ir.Value, probe: Probe) -> list[ir.Value]:
     }
     if probe.sampled:
         results["sample"] = _sample(fragment, value)
-    # f16 and bf16 networks: the states are f32.
-    outputs = {name: fragment.add("Cast", result, to=ir.DataType.FLOAT) for name, result in results.items()}
+    outputs = results
+    if value.dtype is not ir.DataType.FLOAT:  # f16 and bf16 networks: the states are f32
+        outputs = {name: fragment.add("Cast", result, to=ir.DataType.FLOAT) for name, result in results.items()}
     for output in outputs.values():
         output.type = ir.TensorType(ir.DataType.FLOAT)
     if probe.sampled and probe.axis is not None:

@@ -72,7 +72,7 @@ class Sketch:
 
     Attributes:
         extremes: Exact lowest and highest values.
-        exponents: i64[R]: the values of row r are in (-2^e, 2^e).
+        exponents: i64[R]: the extremes of row r are in (-2^e, 2^e).
         counts: i64[R, 2 B + 1]: negative bins from the far end, exact zeros, positive bins.
     """
 
@@ -86,19 +86,21 @@ class Sketch:
         """The state after one run."""
         if reading.sample is None:
             raise ValueError("a sketch needs a sample")
-        rows = max(reading.low.size, 1)
         bins = TENSOR_BINS if reading.low.ndim == 0 else CHANNEL_BINS
-        sample = np.asarray(reading.sample, dtype=np.float32)
-        channels = np.zeros(sample.shape, dtype=np.int64) if reading.channels is None else reading.channels
-        top = np.zeros(rows, dtype=np.float32)
-        np.maximum.at(top, channels, np.abs(sample))
+        top = np.maximum(np.abs(reading.low), np.abs(reading.high)).reshape(-1)
         exponents = np.where(top > 0, np.frexp(top)[1], _EMPTY).astype(np.int64)
-        shift = (bins.bit_length() - 1 - exponents).astype(np.int32)
-        magnitude = np.ldexp(np.abs(sample), shift[channels]).astype(np.int64) + 1  # exact: a power of two
-        code = bins + np.sign(sample).astype(np.int64) * magnitude
         width = 2 * bins + 1
-        counts = np.bincount(channels * width + code, minlength=rows * width).reshape(rows, width)
-        return cls(extremes=Extremes.of(reading), exponents=exponents, counts=counts.astype(np.int64))
+        factors = np.ldexp(float(bins), -exponents)  # f64: scaling an f32 by a power of two is exact
+        factor = factors[0] if reading.channels is None else factors[reading.channels]
+        scaled = np.multiply(reading.sample, factor, dtype=np.float64)
+        code = scaled.astype(np.int64)
+        code += scaled > 0
+        code -= scaled < 0
+        code += bins
+        if reading.channels is not None:
+            code += reading.channels * width
+        counts = np.bincount(code, minlength=top.size * width).reshape(top.size, width)
+        return cls(extremes=Extremes.of(reading), exponents=exponents, counts=counts)
 
     @property
     def extent(self) -> tuple[int, ...]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from fptq.graph import origin, query
-from fptq.graph.check import check_graph
+from fptq.graph.check import check_supported
 from fptq.graph.opset import convert_opset, infer_shapes, opset_of, quiet
+from fptq.graph.passes import NoEffectPass, share_equal_weights, unshare_folded_weights
 from fptq.graph.precision import widen
 
 _FOLD_LIMIT = 1 << 22
@@ -57,7 +58,7 @@ def canonicalize(graph_model: ir.Model) -> Canonical:
     opset_of(model)
     with quiet():
         _prepare(model)
-        check_graph(model)
+        check_supported(model)
         halves = widen(model)
         before = origin.snapshot(model)
         convert_opset(model)
@@ -76,11 +77,22 @@ def _prepare(model: ir.Model) -> None:
     common.CommonSubexpressionEliminationPass(size_limit=1024)(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.RemoveUnusedNodesPass()(model)
-    common.OutputFixPass()(model)
+    _part_inputs_from_outputs(model)
     common.NameFixPass(_Names())(model)
     for node in model.graph:
         while node.inputs and node.inputs[-1] is None:
             node.resize_inputs(len(node.inputs) - 1)
+
+
+def _part_inputs_from_outputs(model: ir.Model) -> None:
+    """Put an Identity before every output that is an input or another output, in place; inputs keep their names."""
+    names = [value.name for value in model.graph.inputs]
+    common.OutputFixPass()(model)
+    outputs = {value.name: value for value in model.graph.outputs}
+    for value, name in zip(model.graph.inputs, names, strict=True):
+        if value.name != name:
+            outputs[name].name = f"{name}_returned"
+            value.name = name
 
 
 class _Names:
@@ -97,23 +109,31 @@ class _Names:
 def _simplify(model: ir.Model) -> None:
     from onnxscript.rewriter import RewritePass
 
-    fold = ir.passes.Sequential(
-        _fold_pass(),
-        common.IdentityEliminationPass(),
-        common.RemoveUnusedNodesPass(),
-    )
-    steps = ir.passes.PassManager(
-        [fold, RewritePass(_rules()), fold, common.CommonSubexpressionEliminationPass(size_limit=0)],
-        steps=3,
-        early_stop=True,
-    )
-    steps(model)
-    _remove_empty_pads(model)
+    returned = [value.name for value in model.graph.outputs]
+    clean = ir.passes.Sequential(_fold_pass(), common.IdentityEliminationPass(), common.RemoveUnusedNodesPass())
+    clean(model)
+    copies = unshare_folded_weights(model)
+    merge = common.CommonSubexpressionEliminationPass(size_limit=0)
+    steps = [clean, RewritePass(_rules()), clean, merge, NoEffectPass()]
+    ir.passes.PassManager(steps, steps=4, early_stop=True)(model)
+    share_equal_weights(model, copies)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     common.TopologicalSortPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
+    _restore_outputs(model, returned)
     common.NameFixPass(_Names())(model)
+
+
+def _restore_outputs(model: ir.Model, names: Sequence[str | None]) -> None:
+    """Give every output its name back: removing Identities leaves one value for two outputs."""
+    common.OutputFixPass()(model)
+    if [value.name for value in model.graph.outputs] == list(names):
+        return
+    for index, value in enumerate(model.graph.outputs):
+        value.name = f"fptq_output_{index}"
+    for value, name in zip(model.graph.outputs, names, strict=True):
+        value.name = name
 
 
 def _fold_pass() -> ir.passes.InPlacePass:
@@ -158,18 +178,3 @@ def _rules() -> list[object]:
         rules.div_by_1_rule,
     ]
     return [*chosen, *rules.mul_by_1_rule.commute(), *rules.add_0_rule.commute()]
-
-
-def _remove_empty_pads(model: ir.Model) -> None:
-    """Remove every Pad that adds nothing."""
-    for node in list(model.graph):
-        if node.op_type != "Pad" or node.domain or node.inputs[0] is None:
-            continue
-        pads = query.constant(node.inputs[1])
-        if pads is None or pads.any():
-            continue
-        output, source = node.outputs[0], node.inputs[0]
-        if output.is_graph_output():
-            continue
-        output.replace_all_uses_with(source)
-        model.graph.remove(node, safe=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -50,52 +49,68 @@ _ARITHMETIC = frozenset(
 _CHUNK = 1 << 24
 
 
-def check_storage(model: ir.Model) -> None:
-    """Check that every tensor stored outside the file is there, whole, and beside it.
+def check_whole(model: ir.Model) -> None:
+    """Check that a file is all there: nodes, what they read, and tensors stored beside it.
 
     Raises:
-        ModelError: A file is missing, too short, or outside the model's folder.
-    """
-    for value in _stored(model):
-        tensor = value.const_value
-        if not isinstance(tensor, ir.ExternalTensor):
-            continue
-        path, folder = Path(tensor.path).resolve(), Path(tensor.base_dir).resolve()
-        if not path.is_relative_to(folder):
-            raise ModelError(
-                f"tensor {value.name!r} is stored in {tensor.location}",
-                rule="external data lie in the model's folder or below",
-            )
-        needed = (tensor.offset or 0) + (tensor.length or 0)
-        size = path.stat().st_size if path.is_file() else None
-        if size is None or size < needed:
-            raise ModelError(
-                f"{path.name} {'is missing' if size is None else f'has {size} of {needed} bytes'}",
-                rule=f"it holds tensor {value.name!r}",
-                remedy=f"Put the whole file into {folder}",
-            )
-
-
-def check_graph(model: ir.Model) -> None:
-    """Check a graph without functions for what fptq cannot work on.
-
-    Raises:
-        ModelError: It computes nothing, reads what nothing computes, takes something else than tensors, is
-            quantized already, uses unknown operators, or stores NaN or infinite weights.
+        ModelError: The model computes nothing, reads or returns what nothing computes, or a file of tensors is
+            missing, too short, or outside the model's folder.
     """
     if not model.graph.outputs or not len(model.graph):
         raise ModelError("the model computes nothing", remedy="The file is truncated or holds only weights")
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        for value in node.inputs:
+            _check_produced(value, f"node {node.name!r} reads")
+    for value in model.graph.outputs:
+        _check_produced(value, "the model returns")
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            _check_storage(value)
+
+
+def check_supported(model: ir.Model) -> None:
+    """Check a graph without functions for what fptq cannot work on.
+
+    Raises:
+        ModelError: It takes or returns something else than tensors, is quantized already, uses unknown operators,
+            or stores NaN or infinite weights.
+    """
     for value in (*model.graph.inputs, *model.graph.outputs):
         _check_type(value)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
-        _check_node(node)
+        _check_operator(node)
     for value in model.graph.initializers.values():
         _check_finite(value)
 
 
-def _stored(model: ir.Model) -> Iterator[ir.Value]:
-    for graph in model.graphs():
-        yield from graph.initializers.values()
+def _check_produced(value: ir.Value | None, reader: str) -> None:
+    if value is None or value.producer() is not None or value.is_graph_input() or value.const_value is not None:
+        return
+    raise ModelError(
+        f"{reader} {value.name!r}, which nothing computes",
+        rule="every value has a producer",
+        remedy="The file is truncated or broken: fetch or export it again",
+    )
+
+
+def _check_storage(value: ir.Value) -> None:
+    tensor = value.const_value
+    if not isinstance(tensor, ir.ExternalTensor):
+        return
+    path, folder = Path(tensor.path).resolve(), Path(tensor.base_dir).resolve()
+    if not path.is_relative_to(folder):
+        raise ModelError(
+            f"tensor {value.name!r} is stored in {tensor.location}",
+            rule="external data lie in the model's folder or below",
+        )
+    needed = (tensor.offset or 0) + (tensor.length or 0)
+    size = path.stat().st_size if path.is_file() else None
+    if size is None or size < needed:
+        raise ModelError(
+            f"{path.name} {'is missing' if size is None else f'has {size} of {needed} bytes'}",
+            rule=f"it holds tensor {value.name!r}",
+            remedy=f"Put the whole file into {folder}",
+        )
 
 
 def _check_type(value: ir.Value) -> None:
@@ -108,7 +123,7 @@ def _check_type(value: ir.Value) -> None:
         )
 
 
-def _check_node(node: ir.Node) -> None:
+def _check_operator(node: ir.Node) -> None:
     if node.op_type.startswith(_QUANTIZED):
         raise ModelError(
             f"the model is quantized already: node {node.name!r} is a {node.op_type}",
@@ -121,13 +136,6 @@ def _check_node(node: ir.Node) -> None:
             rule=f"operators outside {', '.join(d or 'ai.onnx' for d in sorted(DOMAINS - {'ai.onnx'}))} cannot be run",
             remedy="Export the model with standard operators, or as an ONNX function",
         )
-    for value in node.inputs:
-        if value is not None and value.producer() is None and not value.is_graph_input() and value.const_value is None:
-            raise ModelError(
-                f"node {node.name!r} reads {value.name!r}, which nothing computes",
-                rule="every value has a producer",
-                remedy="The file is truncated or broken: fetch or export it again",
-            )
 
 
 def _check_finite(value: ir.Value) -> None:

@@ -245,7 +245,8 @@ def signature(call: TorchCall, *, result: object, names: Sequence[str]) -> Modul
 def evaluating(module: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradients; every submodule's own flag comes back."""
     flags = [(part, part.training) for part in module.modules()]
-    module.eval()
+    with contextlib.suppress(NotImplementedError):  # exported programs are fixed in the mode they were exported in
+        module.eval()
     try:
         with torch.no_grad():
             yield

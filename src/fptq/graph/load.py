@@ -17,8 +17,9 @@ from fptq.errors import DataError, ModelError
 from fptq.graph import parity
 from fptq.graph.axes import Axes, fix_axes, parse_axes, require_axes, symbols
 from fptq.graph.canonical import Canonical, canonicalize
-from fptq.graph.check import check_storage
+from fptq.graph.check import check_whole
 from fptq.graph.model import Model
+from fptq.graph.opset import quiet
 from fptq.graph.sample import example_feeds, random_feeds
 
 if TYPE_CHECKING:
@@ -110,30 +111,31 @@ def read_onnx(path: Path) -> ir.Model:
     """Read an ONNX file; tensors in external files stay there until they are used.
 
     Raises:
-        ModelError: It is no ONNX file, truncated, or its external data are not whole.
+        ModelError: It is no ONNX file.
     """
     try:
-        model = ir.load(path)
+        with quiet():
+            model = ir.load(path)
     except Exception as error:  # protobuf's errors and onnx_ir's have no common base class
         raise ModelError(
             f"{path.name} cannot be read as an ONNX model: {str(error).splitlines()[0] if str(error) else 'bad file'}",
             rule="the file must be a whole ONNX protobuf",
             remedy="Fetch or export it again; a git-lfs pointer or a truncated download looks like this",
         ) from error
-    check_storage(model)
     return model
 
 
 def _from_proto(proto: object) -> ir.Model:
     try:
-        model: ir.Model = ir.from_proto(proto)
+        with quiet():
+            model: ir.Model = ir.from_proto(proto)
     except Exception as error:
         raise ModelError(f"the ONNX model cannot be read: {error}") from error
-    check_storage(model)
     return model
 
 
 def _load_graph(graph_model: ir.Model, source: str, example: object, options: LoadOptions) -> Model:
+    check_whole(graph_model)
     original = graph_model.clone()
     if options.dynamic != "auto":
         axes = {} if options.dynamic == "none" else parse_axes(options.dynamic)

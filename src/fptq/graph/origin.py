@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -54,20 +54,22 @@ def snapshot(model: ir.Model) -> Snapshot:
 def rename_and_trace(model: ir.Model, before: Snapshot) -> Mapping[str, tuple[str, ...]]:
     """Give new nodes and re-laid weights their user's names, in place; return each node's origins.
 
-    A node is traced backwards from its outputs' names through nodes that exist no more; constant branches
-    (a transposed or normalised weight) count, activations that were only passed on do not.
+    A node is traced backwards from its outputs' names to the user's node of its own kind, through nodes that exist
+    no more (a BatchNormalization that was folded in), and into the branches that computed its weights.
 
     Args:
         model: The canonical graph; value names that survived are the user's.
         before: The user's graph.
 
     Returns:
-        For every node name, the ONNX names and module paths it came from.
+        For every node name, the ONNX names and module paths it came from, its own kind first.
     """
     _rename_weights(model, before)
-    found = {node: tuple(_trace(node, model, before)) for node in model.graph}
+    alive = {value.name for node in model.graph for value in node.outputs}
+    alive.update(value.name for value in model.graph.inputs)
+    found = {node: _trace(node, alive, before) for node in model.graph}
     _rename_nodes(model, found)
-    return MappingProxyType({node.name or "": _names(node, sources) for node, sources in found.items()})
+    return MappingProxyType({node.name or "": _names(node, sources, before) for node, sources in found.items()})
 
 
 def module_path(node_name: str) -> str | None:
@@ -114,25 +116,24 @@ def _paths(node: ir.Node) -> Iterator[str]:
         yield path
 
 
-def _trace(node: ir.Node, model: ir.Model, before: Snapshot) -> Iterator[_Source]:
-    alive = {value.name for other in model.graph if other is not node for value in other.outputs}
-    alive.update(value.name for value in model.graph.inputs)
+def _trace(node: ir.Node, alive: Set[str | None], before: Snapshot) -> tuple[_Source, ...]:
+    found: dict[str, _Source] = {}
     pending = [value.name for value in node.outputs if value.name]
-    own_inputs = {value.name for value in node.inputs if value is not None}
-    pending += [name for name in own_inputs if name in before.constants and name not in before.parameters]
-    seen: set[str] = set()
     while pending:
         source = before.producers.get(pending.pop(0))
-        if source is None or source.name in seen:
+        if source is None or source.name in found:
             continue
-        seen.add(source.name)
-        yield source
-        inner = (name for name in source.inputs if name not in own_inputs and name not in alive)
-        pending += [name for name in inner if name in before.producers]
+        found[source.name] = source
+        arrived = source.op_type == node.op_type
+        pending += [name for name in source.inputs if name in before.constants or not (arrived or name in alive)]
+    return tuple(sorted(found.values(), key=lambda source: source.op_type != node.op_type))
 
 
-def _names(node: ir.Node, sources: tuple[_Source, ...]) -> tuple[str, ...]:
-    names = [name for source in sources for name in (source.name, *source.paths)]
+def _names(node: ir.Node, sources: Sequence[_Source], before: Snapshot) -> tuple[str, ...]:
+    names: list[str] = []
+    for source in sources:
+        stored = all(name in before.constants for name in source.outputs)
+        names += source.paths if stored else (source.name, *source.paths)
     return tuple(dict.fromkeys(names)) or (node.name or "",)
 
 

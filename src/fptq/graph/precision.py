@@ -26,11 +26,12 @@ def widen(model: ir.Model) -> frozenset[str]:
         for value in _values(graph):
             if value.dtype in HALF:
                 found.add(value.dtype)
-                value.dtype = ir.DataType.FLOAT
+                # A new type object: clones share theirs.
+                value.type = ir.TensorType(ir.DataType.FLOAT)
             if value.const_value is not None and value.const_value.dtype in HALF:
                 found.add(value.const_value.dtype)
                 value.const_value = _widened(value.const_value)
-                value.dtype = ir.DataType.FLOAT
+                value.type = ir.TensorType(ir.DataType.FLOAT)
     for node in ir.traversal.RecursiveGraphIterator(model.graph):
         found.update(_widen_attributes(node))
     return frozenset(dtype.name.lower() for dtype in found)

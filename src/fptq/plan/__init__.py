@@ -1,1 +1,20 @@
 """Where quantizers stand: profiles, placement, encodings and the Q/DQ file."""
+
+from fptq.plan.encoding import Encoding, load_encoding, save_encoding
+from fptq.plan.materialize import materialize
+from fptq.plan.place import Policy, place
+from fptq.plan.plan import Placement, Plan, Refusal
+from fptq.plan.profiles import PROFILES
+
+__all__ = [
+    "PROFILES",
+    "Encoding",
+    "Placement",
+    "Plan",
+    "Policy",
+    "Refusal",
+    "load_encoding",
+    "materialize",
+    "place",
+    "save_encoding",
+]

@@ -1,1 +1,18 @@
 """Changes to a model that keep what it computes, or bring it nearer to float after quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MappingProxyType
+
+from fptq.graph.gemm import matmul_add_to_gemm
+from fptq.graph.model import Model
+from fptq.rewrite.bias import corrected_biases
+from fptq.rewrite.space_to_depth import space_to_depth_stem
+
+PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
+    {"matmul_add_to_gemm": matmul_add_to_gemm, "space_to_depth_stem": space_to_depth_stem}
+)
+"""Rewrites that leave the network's results as they are, by the names that profiles use."""
+
+__all__ = ["PASSES", "corrected_biases", "matmul_add_to_gemm", "space_to_depth_stem"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fptq.calibrate import CalibrationOptions, Statistic, Statistics, needed, solve
-from fptq.errors import ModelError
 from fptq.graph.model import Model
 from fptq.plan.encoding import Encoding
 from fptq.plan.place import Policy, place, place_weights
@@ -81,8 +80,6 @@ class Candidates:
             candidate: What to complete; None: nothing is computed in integers.
             reason: Why the layers of a `None` candidate stay float.
 
-        Raises:
-            ModelError: No further weight can be stored so.
         """
         weights = place_weights(self.model, self.profile, self.policy)
         if candidate is None:
@@ -92,7 +89,7 @@ class Candidates:
         taken = {placement.value for placement in candidate.encoding.plan.weights}
         extra = weights.only(*(p for p in weights.specs if p.value not in taken))
         if not extra.specs:
-            raise ModelError("every weight is stored as integers already")
+            return candidate
         added = solve(self.model, extra, _NOTHING, options=self.options)
         return replace(candidate, encoding=_union(candidate.encoding, added))
 

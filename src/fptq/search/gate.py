@@ -67,6 +67,11 @@ class Outcome:
     notes: tuple[str, ...]
     pays: bool
 
+    @property
+    def latency_ms(self) -> float:
+        """Median latency of what stays [ms]."""
+        return next(trial.median_ms for trial in reversed(self.trials) if trial.chosen)
+
 
 @dataclass(kw_only=True)
 class Gate:
@@ -154,11 +159,9 @@ class Gate:
         """Int8 storage for the weights of float layers, where the engine expands them at no cost."""
         reason = f"measured: {self.engine.name} computes this network faster in float"
         bare = "float f32" if best is None else best.variant
-        try:
-            stored = self.candidates.stored(best, reason)
-        except ModelError:
-            assert best is not None
-            return best
+        stored = self.candidates.stored(best, reason)
+        if stored is best:
+            return stored
         name = f"{bare}, all weights stored as int8"
         contest = self._contest({name: stored} if best is None else {bare: best, name: stored})
         if name not in contest:

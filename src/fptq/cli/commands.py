@@ -1,0 +1,163 @@
+"""The commands: options in, one call of `fptq.recipes`, one table out."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fptq.cli import options
+from fptq.errors import DataError
+
+if TYPE_CHECKING:
+    from fptq.cli.terminal import Terminal
+    from fptq.recipes import Result
+
+
+def quantize(
+    ctx: typer.Context,
+    model: options.Model,
+    calib: options.Calib = None,
+    val: options.Val = None,
+    labels: options.Labels = None,
+    task: options.Task = None,
+    engine: options.Engine = None,
+    preprocess: options.Preprocess = None,
+    metric: options.Metric = None,
+    higher_is_better: options.HigherIsBetter = None,
+    keep_float: options.KeepFloat = None,
+    precision: options.Precision = None,
+    dynamic: options.Dynamic = None,
+    threads: options.Threads = None,
+    samples: options.Samples = None,
+    observer: options.Observer = None,
+    plan: options.Plan = None,
+    config: options.Config = None,
+    trust: options.Trust = False,
+    seed: options.Seed = None,
+    output: options.Output = Path("out"),
+) -> None:
+    """Quantize a network; measure what it costs and what it brings."""
+    given = {name: value for name, value in locals().items() if name not in ("ctx", "model", "config", "output")}
+    recipe = options.recipe(config, given)
+    if recipe.calib is None:
+        raise DataError(
+            "there is no calibration data",
+            rule="the ranges of activations are found from samples",
+            remedy="Give --calib a folder, a glob or package.module:function; one sample is enough to start",
+        )
+    folder = options.writable(output)
+    from fptq import recipes
+
+    terminal: Terminal = ctx.obj
+    with terminal.progress() as progress:
+        result = recipes.quantize(
+            model,
+            calibration=recipe.calib,
+            recipe=recipe,
+            validation=recipe.val,
+            labels=recipe.labels,
+            progress=progress,
+            command=command_line(),
+        )
+        result.save(folder)
+    _show_result(terminal, result, folder)
+
+
+def inspect(
+    ctx: typer.Context,
+    model: options.Model,
+    engine: options.Engine = None,
+    keep_float: options.KeepFloat = None,
+    precision: options.Precision = None,
+    dynamic: options.Dynamic = None,
+    config: options.Config = None,
+    trust: options.Trust = False,
+) -> None:
+    """Show what would be quantized, what not, and why."""
+    given = {name: value for name, value in locals().items() if name not in ("ctx", "model", "config")}
+    recipe = options.recipe(config, given)
+    from fptq import recipes
+    from fptq.cli import tables
+
+    found = recipes.inspect(model, recipe=recipe)
+    ctx.obj.show(*tables.inspection(found), document=asdict(found))
+
+
+def bench(
+    ctx: typer.Context,
+    models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="ONNX files that take the same input.")],
+    engine: Annotated[
+        list[str] | None, typer.Option(metavar="onnxruntime|openvino", help="May be repeated; default: all installed.")
+    ] = None,
+    threads: options.Threads = None,
+    rounds: Annotated[int, typer.Option(metavar="N", min=3, help="Timed rounds.")] = 15,
+) -> None:
+    """Compare files on engines: latency, memory, size, load time."""
+    from fptq import recipes
+    from fptq.cli import tables
+    from fptq.engines import DEPLOYABLE, ENGINES
+
+    terminal: Terminal = ctx.obj
+    engines = engine or [name for name in DEPLOYABLE if ENGINES[name].version() is not None]
+    with terminal.progress() as progress:
+        rows = recipes.bench(models, engines=engines, threads=threads, rounds=rounds, progress=progress)
+    terminal.show(*tables.bench(rows), document={"rows": [asdict(row) for row in rows]})
+
+
+def report(
+    ctx: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What fptq quantize wrote.")],
+) -> None:
+    """Write report.html again from report.json, without any model."""
+    from fptq.report.html import write_html
+    from fptq.report.report import Report
+
+    page = write_html(Report.load(folder), folder if folder.is_dir() else folder.parent)
+    ctx.obj.show(f"report: {page}", document={"report": str(page)})
+
+
+def doctor(ctx: typer.Context) -> None:
+    """Show engines, processor abilities, and what is missing."""
+    from fptq.cli import tables
+    from fptq.doctor import diagnose
+
+    checks = diagnose()
+    ctx.obj.show(*tables.checks(checks), document={"checks": [asdict(check) for check in checks]})
+
+
+def brain(
+    ctx: typer.Context,
+    engine: options.Engine = None,
+    threads: options.Threads = None,
+    samples: options.Samples = None,
+    seed: options.Seed = None,
+    output: options.Output = Path("demo-out"),
+) -> None:
+    """Brain extraction in 3-D: deepbet's network on a real head MRI."""
+    given = {"engine": engine, "threads": threads, "samples": samples, "seed": seed}
+    recipe = options.recipe(None, given)
+    folder = options.writable(output)
+    from fptq import recipes
+
+    terminal: Terminal = ctx.obj
+    with terminal.progress() as progress:
+        result = recipes.demo_brain(folder, recipe=recipe, progress=progress)
+    _show_result(terminal, result, folder)
+
+
+def command_line() -> str:
+    """The command that is running, as it can be pasted into a shell."""
+    return shlex.join(["fptq", *sys.argv[1:]])
+
+
+def _show_result(terminal: Terminal, result: Result, folder: Path) -> None:
+    from fptq.cli import tables
+
+    record = result.report
+    document = {"output": str(folder), "report": record.model_dump(mode="json")}
+    terminal.show(*tables.result(record, folder), document=document)

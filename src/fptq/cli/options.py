@@ -1,0 +1,111 @@
+"""The options that several commands share, and how they become a `Recipe`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fptq.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from fptq.config import Recipe
+
+_FUNCTION = "package.module:function"
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"ONNX file, .pt2 program or {_FUNCTION}.")]
+Calib = Annotated[
+    str | None,
+    typer.Option(metavar="DATA", help=f"Calibration data: folder or glob of .npz, .npy, .nii[.gz], or {_FUNCTION}."),
+]
+Val = Annotated[str | None, typer.Option(metavar="DATA", help="Validation data, likewise.")]
+Labels = Annotated[str | None, typer.Option(metavar="DATA", help="Masks with the names of the validation volumes.")]
+Task = Annotated[str | None, typer.Option(metavar="generic|segmentation", help="What the scores mean.")]
+Engine = Annotated[
+    str | None, typer.Option(metavar="auto|onnxruntime|openvino", help="What will run it; auto measures and picks.")
+]
+Observer = Annotated[
+    str | None,
+    typer.Option(metavar="auto|minmax|moving-average|percentile|entropy|lp", help="Estimator of activation ranges."),
+]
+Preprocess = Annotated[str | None, typer.Option(metavar=_FUNCTION, help="What a raw scan becomes before the network.")]
+Metric = Annotated[str | None, typer.Option(metavar=_FUNCTION, help="A metric of your own.")]
+HigherIsBetter = Annotated[
+    bool | None, typer.Option("--higher-is-better/--lower-is-better", help="Which way is good, for --metric.")
+]
+KeepFloat = Annotated[
+    list[str] | None,
+    typer.Option(metavar="GLOB", help="ONNX names or PyTorch module paths that stay float; may be repeated."),
+]
+Precision = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB=int8|float", help="Precision by name; may be repeated.")
+]
+Dynamic = Annotated[
+    str | None, typer.Option(metavar="auto|none|SPEC", help="Dynamic axes; SPEC is input:axis=name,... .")
+]
+Threads = Annotated[int | None, typer.Option(metavar="N", help="CPU threads for one run.")]
+Samples = Annotated[int | None, typer.Option(metavar="N", help="Most calibration samples to use.")]
+Plan = Annotated[Path | None, typer.Option(metavar="FILE", help="A plan.json to replay exactly.")]
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Recipe file, such as fptq.toml.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Read files that can execute code (.pt2).")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the results go.")]
+
+
+def recipe(config: Path | None, options: Mapping[str, object]) -> Recipe:
+    """The recipe of a file with the options given on the line in place of the file's.
+
+    Args:
+        config: The file; None for none.
+        options: Values by field name; None and empty lists were not given.
+
+    Raises:
+        ConfigError: The file or an option is wrong.
+    """
+    from fptq.config import Recipe, load_recipe
+
+    base = load_recipe(config) if config is not None else Recipe()
+    given = {name: value for name, value in options.items() if value is not None and value not in ([], False)}
+    if options.get("higher_is_better") is False:
+        given["higher_is_better"] = False
+    if "precision" in given:
+        given["precision"] = precisions(options["precision"])  # type: ignore[arg-type]
+    return base.merged(**given)
+
+
+def precisions(pairs: Sequence[str]) -> Mapping[str, str]:
+    """`--precision` as a table.
+
+    >>> precisions(["decoder.*=float", "/encoder/Conv_1=int8"])
+    {'decoder.*': 'float', '/encoder/Conv_1': 'int8'}
+
+    Raises:
+        ConfigError: A pair has another form.
+    """
+    table: dict[str, str] = {}
+    for pair in pairs:
+        pattern, equals, precision = pair.rpartition("=")
+        if not equals or not pattern:
+            raise ConfigError(f"--precision {pair!r}", rule="the form is GLOB=int8 or GLOB=float")
+        if table.setdefault(pattern, precision) != precision:
+            raise ConfigError(f"--precision gives {pattern!r} twice", rule="a layer has one precision")
+    return table
+
+
+def writable(folder: Path) -> Path:
+    """The folder, after making sure that results can go there: better now than after an hour.
+
+    Raises:
+        OutputError: It is a file, or cannot be written.
+    """
+    probe = folder / ".fptq-writable"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        reason = "it is a file" if folder.is_file() else error.strerror or str(error)
+        raise OutputError(f"{folder} cannot hold results: {reason}", remedy="Choose another folder with -o") from error
+    return folder

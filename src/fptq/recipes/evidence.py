@@ -1,0 +1,299 @@
+"""Measure the float and the quantized network side by side, and write down what was found."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fptq import __version__
+from fptq.engines import CompileOptions, NodeRun, Session
+from fptq.engines.benchmark import Timing, interleaved
+from fptq.engines.cpu import detect
+from fptq.engines.footprint import Footprint, footprint
+from fptq.graph.write import save
+from fptq.recipes.layers import placement_records
+from fptq.recipes.prepare import Prepared
+from fptq.recipes.problem import Problem
+from fptq.report import decisions, records
+from fptq.report.pictures import Slicing, slices
+from fptq.report.report import Report
+from fptq.tasks import Scores, SegmentationTask, compare, paired_drop
+from fptq.types import Progress, Runner, silent
+
+_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "torch")
+_FLOAT, _DEFAULT, _QUANTIZED = "float", "float default", "quantized"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Contender:
+    """One form of the network: its file, how it is compiled, and what was measured."""
+
+    path: Path
+    options: CompileOptions
+    session: Session
+
+
+def judge(problem: Problem, prepared: Prepared, *, command: str, because: str, progress: Progress = silent) -> Report:
+    """Compile, time, score and compare; everything the report says is measured here or was measured by the gate."""
+    with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
+        contenders = _compile(problem, prepared, Path(folder))
+        sample = problem.held_out[0]
+        sessions = {name: contender.session for name, contender in contenders.items()}
+        timings = interleaved(sessions, sample, rounds=21, seconds=60.0, progress=progress)
+        prints = {
+            name: footprint(contender.path, prepared.engine.name, sample, contender.options)
+            for name, contender in contenders.items()
+        }
+        nodes = contenders[_QUANTIZED].session.profile(sample)
+        float_nodes = contenders[_DEFAULT].session.profile(sample)
+        exact = _at_f32(problem, prepared, contenders)
+        agreement = compare(exact[_FLOAT], exact[_QUANTIZED], problem.held_out)
+        runners: dict[str, Runner] = {_FLOAT: exact[_FLOAT], _QUANTIZED: contenders[_QUANTIZED].session}
+        scores = _scores(problem, runners, progress)
+        variants = {
+            name: _variant(contenders[name], timings[name], prints[name], scores.get(name), used)
+            for name, used in ((_FLOAT, "f32"), (_DEFAULT, _precision(float_nodes)), (_QUANTIZED, _precision(nodes)))
+        }
+        layers = placement_records(problem, prepared, nodes)
+        pictures = _pictures(problem, runners)
+    quantized = variants[_QUANTIZED]
+    has_default = variants[_DEFAULT].precision != "f32"
+    agreement_scores = _report_scores(scores.get("agreement"))
+    return Report(
+        model=_model(problem),
+        environment=_environment(problem),
+        engine=records.EngineInfo(
+            name=prepared.engine.name,
+            version=prepared.engine.version() or "",
+            requested=problem.recipe.engine,
+            chosen_because=because,
+        ),
+        float=variants[_FLOAT],
+        float_default=variants[_DEFAULT] if has_default else None,
+        quantized=quantized,
+        agreement=records.Agreement(
+            sqnr_db=agreement.sqnr_db,
+            cosine=agreement.cosine,
+            argmax_match=agreement.argmax_match,
+            max_abs=agreement.max_abs_difference,
+            samples=agreement.samples,
+            scores=agreement_scores,
+        ),
+        drops=_drops(scores, problem.recipe.seed),
+        speedup=timings[_QUANTIZED].speedup_over(timings[_FLOAT]),
+        speedup_default=timings[_QUANTIZED].speedup_over(timings[_DEFAULT]) if has_default else None,
+        compression=_ratio(variants[_FLOAT].size_mb, quantized.size_mb),
+        calibration=records.Calibration(
+            samples=len(prepared.statistics.samples),
+            observer=f"activations {prepared.observers[0]}, weights {prepared.observers[1]}",
+            seconds=prepared.calibration_s,
+        ),
+        placements=layers,
+        refusals=_refusals(prepared),
+        gate=_gate(prepared),
+        nodes=_nodes(nodes),
+        float_nodes=_nodes(float_nodes),
+        rewrites=prepared.encoding.rewrites,
+        warnings=problem.warnings,
+        pictures=pictures,
+        seed=problem.recipe.seed,
+        command=command,
+    )
+
+
+def _compile(problem: Problem, prepared: Prepared, folder: Path) -> dict[str, _Contender]:
+    float_path, quantized_path = folder / "float.onnx", folder / "quantized.onnx"
+    save(problem.model, float_path)
+    save(prepared.model, quantized_path)
+    forms = {_FLOAT: (float_path, "f32"), _DEFAULT: (float_path, "default"), _QUANTIZED: (quantized_path, "default")}
+    contenders = {}
+    for name, (path, float_precision) in forms.items():
+        options = CompileOptions(threads=problem.threads, float_precision=float_precision)
+        contenders[name] = _Contender(path=path, options=options, session=prepared.engine.compile(path, options))
+    return contenders
+
+
+def _at_f32(problem: Problem, prepared: Prepared, contenders: Mapping[str, _Contender]) -> dict[str, Session]:
+    """Sessions whose float remainder runs at f32: agreement is about quantization, not about bf16."""
+    options = CompileOptions(threads=problem.threads)
+    quantized = prepared.engine.compile(contenders[_QUANTIZED].path, options)
+    return {_FLOAT: contenders[_FLOAT].session, _QUANTIZED: quantized}
+
+
+def _scores(problem: Problem, runners: Mapping[str, Runner], progress: Progress) -> dict[str, Scores]:
+    """Scores by network; under "agreement" those of the quantized network against the float one's own output."""
+    match problem.task:
+        case None:
+            return {}
+        case SegmentationTask() as task:
+            found = dict(task.evaluate_all(runners, progress=progress))
+            agree = tuple(s for s in found[_QUANTIZED] if s.name.startswith("agreement"))
+            for name, scores in list(found.items()):
+                kept = tuple(s for s in scores if not s.name.startswith("agreement"))
+                found[name] = Scores(entries=kept, cases=scores.cases, notes=scores.notes)
+            found["agreement"] = Scores(entries=agree, cases=found[_QUANTIZED].cases)
+            return found
+        case task:
+            return {name: task.evaluate(runner) for name, runner in runners.items()}
+
+
+def _variant(
+    contender: _Contender, timing: Timing, print_: Footprint, scores: Scores | None, precision: str
+) -> records.Variant:
+    size = sum(file.stat().st_size for file in contender.path.parent.glob(f"{contender.path.stem}.*"))
+    return records.Variant(
+        precision=precision,
+        scores=_report_scores(scores),
+        size_mb=size / 1e6,
+        latency_ms=records.Latency(median=timing.median_ms, p95=timing.p95_ms, runs=timing.runs),
+        peak_memory_mb=print_.peak_memory_mb,
+        load_s=print_.load_s,
+    )
+
+
+def _report_scores(scores: Scores | None) -> dict[str, records.Score]:
+    if scores is None:
+        return {}
+    return {
+        score.name: records.Score(
+            value=score.value,
+            per_case=dict(zip(scores.cases, score.cases, strict=False)),
+            higher_is_better=score.higher_is_better,
+            unit=score.unit,
+        )
+        for score in scores
+    }
+
+
+def _precision(nodes: tuple[NodeRun, ...]) -> str:
+    """What the engine spent its time in: "int8 + bf16", "f32", most first."""
+    spent: dict[str, float] = {}
+    for node in nodes:
+        if node.precision in ("int8", "f32", "bf16", "f16"):
+            spent[node.precision] = spent.get(node.precision, 0.0) + node.time_ms
+    total = sum(spent.values()) or 1.0
+    used = sorted((p for p, t in spent.items() if t >= 0.02 * total), key=lambda p: -spent[p])
+    if "int8" in used or len(used) < 2:
+        return " + ".join(used) or "f32"
+    return used[0]
+
+
+def _drops(scores: Mapping[str, Scores], seed: int) -> tuple[records.Drop, ...]:
+    if not {_FLOAT, _QUANTIZED} <= scores.keys():
+        return ()
+    drops = []
+    for before in scores[_FLOAT]:
+        drop = paired_drop(before, scores[_QUANTIZED][before.name], seed=seed)
+        drops.append(
+            records.Drop(
+                score=before.name,
+                value=drop.value,
+                low=drop.low,
+                high=drop.high,
+                confidence=drop.confidence,
+                method="paired bootstrap, 2000 resamples" if drop.cases > 1 else "one case: no interval",
+                cases=max(drop.cases, 1),
+            )
+        )
+    return tuple(drops)
+
+
+def _pictures(problem: Problem, runners: Mapping[str, Runner]) -> tuple[decisions.Picture, ...]:
+    if not isinstance(problem.task, SegmentationTask):
+        return ()
+    case = problem.task.cases[0]
+    masks = {name: problem.task.segment(runner, case) for name, runner in runners.items()}
+    if case.label is not None:
+        masks["label"] = case.label
+    volume = case.volume if case.volume.ndim == problem.task.network.rank else case.volume[0]
+    return slices(volume, masks, Slicing(case=case.name, spacing=case.spacing or (1.0,) * volume.ndim))
+
+
+def _model(problem: Problem) -> records.ModelInfo:
+    model = problem.model
+    return records.ModelInfo(
+        name=Path(model.source).name if model.source else "model",
+        source=model.source,
+        sha256=model.sha256,
+        parameters=model.parameter_count,
+        opset=model.opset,
+        inputs=tuple(map(str, model.inputs)),
+        outputs=tuple(map(str, model.outputs)),
+        notes=model.notes,
+    )
+
+
+def _environment(problem: Problem) -> records.Environment:
+    cpu = detect()
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return records.Environment(
+        fptq=__version__,
+        python=platform.python_version(),
+        cpu=cpu.name,
+        features=tuple(sorted(cpu.features)),
+        os=platform.platform(),
+        packages=packages,
+        threads=problem.threads,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _refusals(prepared: Prepared) -> tuple[decisions.RefusalRecord, ...]:
+    return tuple(
+        decisions.RefusalRecord(node=r.node, op=r.op, module=_module(prepared, r.node), reason=r.reason)
+        for r in prepared.encoding.plan.refusals
+    )
+
+
+def _module(prepared: Prepared, node: str) -> str:
+    names = prepared.float_model.origin.get(node, ())
+    return next((name for name in names if "." in name), names[0] if names else "")
+
+
+def _gate(prepared: Prepared) -> decisions.Gate | None:
+    tried = [
+        decisions.Trial(name=name, latency_ms=None, kept=kept, note=f"output SQNR {sqnr:.2f} dB")
+        for name, sqnr, kept in prepared.tried
+    ]
+    outcome = prepared.outcome
+    if outcome is None:
+        return decisions.Gate(tried=tuple(tried)) if tried else None
+    timed = [
+        decisions.Trial(
+            name=trial.name,
+            latency_ms=trial.median_ms,
+            kept=trial.chosen,
+            note=f"{trial.speedup:.2f}x the faster float form, output SQNR {trial.sqnr_db:.1f} dB",
+        )
+        for trial in outcome.trials
+    ]
+    stored = {placement.consumer for placement in prepared.encoding.plan.weights}
+    reverted = [
+        decisions.Reverted(
+            node=r.node, op=r.op, module=_module(prepared, r.node), reason=r.reason, weights_kept=r.node in stored
+        )
+        for r in outcome.candidate.taken_back
+    ]
+    conclusion = " ".join(outcome.notes) or f"int8 pays on {prepared.engine.name}: {outcome.candidate.variant}."
+    return decisions.Gate(tried=(*timed, *tried), reverted=tuple(reverted), margin=0.01, conclusion=conclusion)
+
+
+def _nodes(nodes: tuple[NodeRun, ...]) -> tuple[decisions.NodeRecord, ...]:
+    return tuple(
+        decisions.NodeRecord(nodes=n.nodes, op=n.op, precision=n.precision, kernel=n.kernel, time_ms=n.time_ms)
+        for n in nodes
+    )
+
+
+def _ratio(first: float | None, second: float | None) -> float | None:
+    return first / second if first and second else None

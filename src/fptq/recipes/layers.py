@@ -1,0 +1,192 @@
+"""One record for each quantized tensor: what was asked, what ran, how much it costs in accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from fptq.calibrate import Statistic
+from fptq.calibrate.probe import probed
+from fptq.calibrate.sketch import Sketch
+from fptq.calibrate.states import Kind
+from fptq.engines import NodeRun
+from fptq.graph import query
+from fptq.graph.model import Model
+from fptq.graph.write import loadable
+from fptq.numerics import UniformParams, fake_quantize
+from fptq.plan.plan import Placement
+from fptq.recipes.prepare import Prepared
+from fptq.recipes.problem import Problem
+from fptq.report.tensors import Histogram, PlacementRecord, Scale
+from fptq.types import Array, Feeds
+
+_BINS = 128
+
+
+def placement_records(problem: Problem, prepared: Prepared, nodes: tuple[NodeRun, ...]) -> tuple[PlacementRecord, ...]:
+    """A record for each placement, in the order of execution."""
+    ran = node_precisions(nodes)
+    context = _Context(prepared=prepared, ran=ran, samples=_sampled(problem, prepared))
+    position = {str(node.name): i for i, node in enumerate(prepared.float_model.graph)}
+    placements = sorted(prepared.encoding.plan.specs, key=lambda p: position.get(p.consumer or "", -1))
+    return tuple(context.record(placement) for placement in placements)
+
+
+def node_precisions(nodes: Iterable[NodeRun]) -> dict[str, NodeRun]:
+    """The engine node that computed each ONNX node: the slowest, where several carry its name."""
+    found: dict[str, NodeRun] = {}
+    for run in nodes:
+        for name in run.nodes:
+            if name not in found or run.time_ms > found[name].time_ms:
+                found[name] = run
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Details:
+    """What is known of a tensor's values."""
+
+    range: tuple[float, float] | None = None
+    sqnr_local_db: float | None = None
+    sqnr_accumulated_db: float | None = None
+    histogram: Histogram | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Context:
+    prepared: Prepared
+    ran: Mapping[str, NodeRun]
+    samples: Mapping[str, tuple[Array, Array]]
+
+    def record(self, placement: Placement) -> PlacementRecord:
+        plan = self.prepared.encoding.plan
+        params, spec = self.prepared.encoding.params[placement], plan.specs[placement]
+        low, high = params.range(spec)
+        weight = placement in plan.weights
+        ran = self.ran.get(placement.consumer or "")
+        details = self._weight(placement) if weight else self._activation(placement)
+        node = self._node(placement)
+        return PlacementRecord(
+            placement=str(placement),
+            tensor=placement.value,
+            consumers=(placement.consumer,) if placement.consumer else self._readers(placement.value),
+            op=node.op_type if node is not None else "",
+            module=self._module(node),
+            kind="weight" if weight else "activation",
+            requested=str(spec),
+            realized=ran.precision if ran else None,
+            kernel=ran.kernel if ran else None,
+            scale=_scale(params),
+            clipping=(float(low.min()), float(high.max())),
+            range=details.range,
+            sqnr_local_db=details.sqnr_local_db,
+            sqnr_accumulated_db=details.sqnr_accumulated_db,
+            histogram=details.histogram,
+        )
+
+    def _node(self, placement: Placement) -> ir.Node | None:
+        graph_model = self.prepared.float_model.graph_model
+        if placement.consumer is not None:
+            return query.node_named(graph_model, placement.consumer)
+        return query.values(graph_model)[placement.value].producer()
+
+    def _readers(self, value: str) -> tuple[str, ...]:
+        found = query.values(self.prepared.float_model.graph_model)[value]
+        return tuple(str(node.name) for node, _ in query.readers(found))
+
+    def _module(self, node: ir.Node | None) -> str:
+        names = self.prepared.float_model.origin.get(str(node.name), ()) if node is not None else ()
+        return next((name for name in names if "." in name), names[0] if names else "")
+
+    def _weight(self, placement: Placement) -> _Details:
+        value = query.constant(self.prepared.float_model.graph.initializers[placement.value])
+        assert value is not None
+        spec, params = self.prepared.encoding.plan.specs[placement], self.prepared.encoding.params[placement]
+        counts, edges = np.histogram(value, bins=_BINS)
+        return _Details(
+            range=(float(value.min()), float(value.max())),
+            sqnr_local_db=_sqnr(value, fake_quantize(value, spec, params)),
+            histogram=_histogram(edges, counts),
+        )
+
+    def _activation(self, placement: Placement) -> _Details:
+        details = _observed(self.prepared.statistics.states.get(Statistic(placement.value, Kind.SKETCH)))
+        if placement.value not in self.samples:
+            return details
+        exact, simulated = self.samples[placement.value]
+        spec, params = self.prepared.encoding.plan.specs[placement], self.prepared.encoding.params[placement]
+        local = _sqnr(exact, fake_quantize(exact, spec, params)) if not params.scale.shape else None
+        return replace(details, sqnr_local_db=local, sqnr_accumulated_db=_sqnr(exact, simulated))
+
+
+def _observed(state: object) -> _Details:
+    """Range and histogram from the calibration's sketch; nothing where the observer needed none."""
+    if not isinstance(state, Sketch):
+        return _Details()
+    histogram = state.histograms()[0]
+    bins = histogram.positive.size
+    edges = np.arange(-bins, bins + 1) * float(histogram.width)
+    counts = np.concatenate([histogram.negative[::-1], histogram.positive])
+    counts[bins] += histogram.zeros
+    return _Details(
+        range=(histogram.low, histogram.high),
+        histogram=_histogram(*_cut(edges, counts, histogram.low, histogram.high)),
+    )
+
+
+def _sampled(problem: Problem, prepared: Prepared) -> dict[str, tuple[Array, Array]]:
+    """The same strided elements of each quantized activation, in the float and in the simulated network."""
+    names = tuple(dict.fromkeys(placement.value for placement in prepared.encoding.plan.activations))
+    if not names:
+        return {}
+    feeds = problem.held_out[0]
+    exact = _samples_of(prepared.float_model, names, feeds)
+    simulated = _samples_of(prepared.model, names, feeds)
+    return {name: (exact[name], simulated[name]) for name in names}
+
+
+def _samples_of(model: Model, names: Iterable[str], feeds: Feeds) -> dict[str, Array]:
+    graph_model, probes = probed(model, [Statistic(name, Kind.SKETCH) for name in names])
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+    with loadable(graph_model) as source:
+        session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        outputs = [output.name for output in session.get_outputs()]
+        wanted = {i.name for i in session.get_inputs()}
+        found = dict(zip(outputs, session.run(outputs, {n: a for n, a in feeds.items() if n in wanted}), strict=True))
+    return {probe.value: np.asarray(found[f"{probe.name}/sample"]) for probe in probes}
+
+
+def _sqnr(exact: Array, changed: Array) -> float:
+    signal = float(np.square(exact, dtype=np.float64).sum())
+    noise = float(np.square(exact.astype(np.float64) - changed).sum())
+    return float("inf") if noise == 0 else 10 * float(np.log10(max(signal, 1e-300) / noise))
+
+
+def _scale(params: UniformParams) -> Scale:
+    zero_points = np.unique(params.zero_point)
+    return Scale(
+        count=params.scale.size,
+        low=float(params.scale.min()),
+        high=float(params.scale.max()),
+        zero_point=int(zero_points[0]) if zero_points.size == 1 else None,
+    )
+
+
+def _cut(edges: Array, counts: Array, low: float, high: float) -> tuple[Array, Array]:
+    """The bins between the extremes."""
+    first = max(int(np.searchsorted(edges, low, "right")) - 1, 0)
+    last = min(max(int(np.searchsorted(edges, high, "left")), first + 1), counts.size)
+    return edges[first : last + 1], counts[first:last]
+
+
+def _histogram(edges: Array, counts: Array) -> Histogram | None:
+    if not (np.diff(edges) > 0).all():
+        return None  # a constant tensor
+    return Histogram.of([float(e) for e in edges], [float(c) for c in counts], bins=_BINS)

@@ -1,0 +1,198 @@
+"""What the user brought, opened and checked: the network, the samples, the task."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fptq.cache import Cache
+from fptq.config import PreprocessTable, Recipe
+from fptq.errors import ConfigError, DataError
+from fptq.feeds import Preprocess, PreprocessSpec, load_callable, open_feeds
+from fptq.feeds.callables import names_callable
+from fptq.feeds.scans import Scan, find_files
+from fptq.feeds.source import FileItems
+from fptq.graph.load import LoadOptions, Trust, load
+from fptq.graph.model import Model
+from fptq.tasks import MetricTask, SegmentationTask, Task, VolumeInput, open_cases
+from fptq.types import Feeds, FeedSource, Runner
+
+_HELD_OUT = 8
+_PEEKED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A network to quantize.
+
+    Attributes:
+        model: The canonical float network.
+        calibration: Samples whose ranges count.
+        held_out: Samples on which agreement is measured; never those of the calibration where there are two or more.
+        task: How the network is scored; None: agreement only.
+        recipe: The options.
+        store: The cache.
+        warnings: What the user must know before trusting the numbers.
+    """
+
+    model: Model
+    calibration: FeedSource
+    held_out: tuple[Feeds, ...]
+    task: Task | None
+    recipe: Recipe
+    store: Cache
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def threads(self) -> int:
+        """CPU threads for one run."""
+        return self.recipe.threads or os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class _Part:
+    """All samples but the last ones."""
+
+    source: FeedSource
+    count: int
+
+    def __iter__(self) -> Iterator[Feeds]:
+        return itertools.islice(iter(self.source), self.count)
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def open_problem(
+    network: object, calibration: object, recipe: Recipe, *, validation: object = None, task: Task | None = None
+) -> Problem:
+    """Load the network, open the samples, hold some out.
+
+    Args:
+        network: Whatever `fptq.graph.load.load` takes.
+        calibration: Whatever `fptq.feeds.open_feeds` takes.
+        recipe: The options.
+        validation: Unlabelled samples for the agreement; without them some of the calibration set are held out.
+        task: How the network is scored.
+    """
+    preprocess = preprocess_of(recipe)
+    if isinstance(network, str) and names_callable(network) and not Path(network).exists():
+        network = load_callable(network)()
+    calibration, examples = _peek(network, calibration)
+    options = LoadOptions(dynamic=recipe.dynamic, trust=Trust.SOURCE if recipe.trust else Trust.NOTHING)
+    raw = [_as_example(sample, network, preprocess) for sample in examples]
+    model = load(network, example=raw[0] if raw else None, others=raw[1:], options=options)
+    samples = open_feeds(calibration, model.inputs, preprocess=preprocess, limit=recipe.samples)
+    store = Cache(recipe.cache) if recipe.cache else Cache()
+    warnings: list[str] = []
+    if validation is not None:
+        held = open_feeds(validation, model.inputs, preprocess=preprocess, limit=_HELD_OUT)
+        part: FeedSource = samples
+        held_out = tuple(held)
+    else:
+        part, held_out = _split(samples, warnings)
+    return Problem(
+        model=model,
+        calibration=part,
+        held_out=held_out,
+        task=task,
+        recipe=recipe,
+        store=store,
+        warnings=tuple(warnings),
+    )
+
+
+def preprocess_of(recipe: Recipe) -> Preprocess | None:
+    """The recipe's preprocessing as a callable."""
+    match recipe.preprocess:
+        case None:
+            return None
+        case PreprocessTable() as table:
+            return PreprocessSpec(**table.model_dump())
+        case str(name):
+            found: Preprocess = load_callable(name)
+            return found
+
+
+def segmentation_task(model: Model, recipe: Recipe, volumes: str | Path, labels: str | Path | None) -> SegmentationTask:
+    """Segmentation of a folder of volumes, with labels where there are any.
+
+    Raises:
+        ConfigError: The model has several inputs.
+    """
+    if len(model.inputs) != 1:
+        names = ", ".join(info.name for info in model.inputs)
+        raise ConfigError(f"the model takes {names}", rule="segmentation networks take one image")
+    network = VolumeInput(info=model.inputs[0], window=recipe.patch, overlap=recipe.overlap)
+    return SegmentationTask(cases=open_cases(volumes, labels), network=network, preprocess=preprocess_of(recipe))
+
+
+def metric_task(model: Model, metric: object, recipe: Recipe) -> MetricTask:
+    """The user's own metric, called as the user calls the network."""
+    function = load_callable(metric) if isinstance(metric, str) else metric
+    if not callable(function):
+        raise ConfigError(f"evaluate={metric!r}", rule="a metric is a function or package.module:function")
+    if model.signature is None:
+        return MetricTask(metric=function, higher_is_better=recipe.higher_is_better)
+
+    def adapt(runner: Runner) -> object:
+        from fptq.engines.module import EngineModule
+
+        return EngineModule(runner, model.signature)
+
+    return MetricTask(metric=function, higher_is_better=recipe.higher_is_better, adapt=adapt)  # type: ignore[arg-type]
+
+
+def _peek(network: object, calibration: object) -> tuple[object, Sequence[object]]:
+    """The first raw samples, which a module is exported with; files are checked with random inputs instead."""
+    if calibration is None:
+        raise DataError("there is no calibration data", rule="ranges are found on samples", remedy="Give --calib")
+    if isinstance(network, str | Path) or type(network).__module__.startswith(("onnx", "onnx_ir")):
+        return calibration, ()
+    if isinstance(calibration, str) and names_callable(calibration) and not Path(calibration).exists():
+        calibration = load_callable(calibration)()
+    if isinstance(calibration, str | Path):
+        items = FileItems(find_files(calibration))
+        return calibration, [sample for _, sample in itertools.islice(items, _PEEKED)]
+    if isinstance(calibration, Iterator):
+        first = list(itertools.islice(calibration, _PEEKED))
+        return itertools.chain(first, calibration), first
+    assert isinstance(calibration, Iterable)
+    return calibration, list(itertools.islice(calibration, _PEEKED))
+
+
+def _as_example(sample: object, network: object, preprocess: Preprocess | None) -> object:
+    """A raw sample as the module takes it: scans are prepared, targets behind the inputs are left out."""
+    if isinstance(sample, Scan):
+        prepared = preprocess(sample.volume, sample.affine) if preprocess is not None else sample.volume
+        return prepared[(None,) * (5 - prepared.ndim)]
+    recorded = isinstance(sample, tuple) and len(sample) == 2 and isinstance(sample[1], Mapping)
+    if isinstance(sample, tuple | list) and not recorded:
+        return tuple(sample)[: _positional(network)]
+    return sample
+
+
+def _positional(network: object) -> int | None:
+    """How many positional arguments a module takes; None: any number."""
+    parameters = inspect.signature(getattr(network, "forward", lambda *_: None)).parameters.values()
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return None
+    return sum(
+        parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD) for parameter in parameters
+    )
+
+
+def _split(samples: FeedSource, warnings: list[str]) -> tuple[FeedSource, tuple[Feeds, ...]]:
+    """Hold out a fifth of the samples, at most eight; with a single one say that it serves twice."""
+    count = len(samples)
+    if count == 0:
+        raise DataError("there is no calibration sample", rule="ranges are found on at least one sample")
+    if count == 1:
+        warnings.append("there is one sample: agreement is measured on the data that the ranges come from")
+        return samples, tuple(itertools.islice(iter(samples), 1))
+    held = min(_HELD_OUT, max(1, count // 5))
+    return _Part(samples, count - held), tuple(itertools.islice(iter(samples), count - held, None))

@@ -1,0 +1,123 @@
+"""The story on one page: open, place, calibrate, measure, materialize, judge."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fptq.config import Recipe
+from fptq.engines import DEPLOYABLE, ENGINES, Engine, engine_named
+from fptq.engines.cpu import detect
+from fptq.errors import ConfigError, EngineError, MissingExtra
+from fptq.recipes.evidence import judge
+from fptq.recipes.prepare import Prepared, prepare
+from fptq.recipes.problem import Problem, metric_task, open_problem, segmentation_task
+from fptq.recipes.result import Result
+from fptq.tasks import Task
+from fptq.types import Progress, silent
+
+_LOG = logging.getLogger(__name__)
+
+
+def quantize(
+    model: object,
+    *,
+    calibration: object,
+    evaluate: Callable[..., Any] | str | None = None,
+    task: Task | None = None,
+    validation: object = None,
+    labels: str | Path | None = None,
+    recipe: Recipe | None = None,
+    progress: Progress = silent,
+    command: str = "",
+    **options: object,
+) -> Result:
+    """Quantize a network, run it on a real engine, and measure what that cost and brought.
+
+    Args:
+        model: The path of an ONNX file, an onnx model, an `nn.Module`, or "package.module:function".
+        calibration: Unlabelled samples, 100 to 500 as a rule: an iterable of tensors, tuples or dicts, a folder or
+            glob, "package.module:function", or what `fptq.record` collected.
+        evaluate: A metric: called with a function that takes what the model takes and returns what the model
+            returns; gives a number or a dict of numbers.
+        task: A ready-made task instead of a metric.
+        validation: Samples for the agreement with the float network, or volumes for `task="segmentation"` in the
+            recipe. Without it some calibration samples are held out.
+        labels: Labels of the validation volumes.
+        recipe: All options in one record.
+        progress: Told how calibration, timing and evaluation advance.
+        command: What the user typed, for the report.
+        **options: Options that override the recipe's, by its field names.
+
+    Returns:
+        The int8 network with its report; `save` writes the folder.
+
+    Raises:
+        FptqError: Something is wrong with the model, the data, the options or the engine; the message says what.
+    """
+    recipe = saturating_weights((recipe or Recipe()).merged(**options))
+    segmentation = recipe.task == "segmentation" and validation is not None
+    problem = open_problem(model, calibration, recipe, validation=None if segmentation else validation)
+    if task is None and segmentation:
+        task = segmentation_task(problem.model, recipe, str(validation), labels)
+    elif task is None and (metric := evaluate or recipe.metric) is not None:
+        task = metric_task(problem.model, metric, recipe)
+    problem = replace(problem, task=task)
+    prepared, because = _for_best_engine(problem, progress)
+    report = judge(problem, prepared, command=command or _call(recipe), because=because, progress=progress)
+    return Result(report=report, prepared=prepared, problem=problem)
+
+
+def engines_to_try(recipe: Recipe) -> Sequence[Engine]:
+    """The engines that a recipe allows and that are installed.
+
+    Raises:
+        MissingExtra: The engine that was asked for, or every engine, is not installed.
+    """
+    if recipe.engine != "auto":
+        return (engine_named(recipe.engine),)
+    found = [ENGINES[name] for name in DEPLOYABLE if ENGINES[name].version() is not None]
+    if not found:
+        raise MissingExtra("openvino", extra="openvino", purpose="Running a quantized network")
+    return found
+
+
+def _for_best_engine(problem: Problem, progress: Progress) -> tuple[Prepared, str]:
+    """The network on the engine where it is fastest, and why it is that one."""
+    engines = engines_to_try(problem.recipe)
+    if len(engines) == 1:
+        asked = problem.recipe.engine != "auto"
+        return prepare(problem, engines[0], progress=progress), "asked for" if asked else "the only one installed"
+    if problem.recipe.gate == "off":
+        raise ConfigError(
+            "engine=auto with gate=off", rule="engines are compared by measuring", remedy="Name an engine"
+        )
+    made: dict[str, tuple[Prepared, float]] = {}
+    for engine in engines:
+        try:
+            prepared = prepare(problem, engine, progress=progress)
+        except EngineError as error:
+            _LOG.warning("%s is left out: %s", engine.name, error)
+            continue
+        assert prepared.outcome is not None
+        made[engine.name] = prepared, prepared.outcome.latency_ms
+    if not made:
+        raise EngineError("no installed engine runs this network", remedy="Try --engine NAME to see why")
+    best = min(made, key=lambda name: made[name][1])
+    times = ", ".join(f"{name} {latency:.3g} ms" for name, (_, latency) in made.items())
+    return made[best][0], f"the fastest of those installed ({times})"
+
+
+def _call(recipe: Recipe) -> str:
+    """The Python call, for the report."""
+    changed = {name: value for name, value in recipe if value != getattr(Recipe(), name)}
+    shown = "".join(f", {name}={value!r}" for name, value in changed.items())
+    return f"fptq.quantize(model, calibration=...{shown})"
+
+
+def saturating_weights(recipe: Recipe) -> Recipe:
+    """On processors whose int8 products saturate in 16 bits (AVX2 without VNNI) weights get 7 bits."""
+    return recipe.merged(weight_bits=7) if recipe.weight_bits == 8 and detect().saturates else recipe

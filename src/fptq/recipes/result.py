@@ -1,0 +1,113 @@
+"""What `quantize` gives back, and the folder that it becomes."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fptq import __version__
+from fptq.engines import CompileOptions, Session
+from fptq.engines.cpu import detect
+from fptq.errors import OutputError
+from fptq.graph.model import Model
+from fptq.graph.write import save
+from fptq.plan import Encoding, save_encoding
+from fptq.recipes.prepare import Prepared, plan_document
+from fptq.recipes.problem import Problem
+from fptq.report.html import write_html
+from fptq.report.report import Report
+
+if TYPE_CHECKING:
+    from fptq.engines.module import EngineModule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A quantized network with its evidence.
+
+    Attributes:
+        report: Everything that was measured.
+        prepared: The network, its encoding and how they came about.
+        problem: What was asked.
+    """
+
+    report: Report
+    prepared: Prepared
+    problem: Problem
+
+    @property
+    def model(self) -> Model:
+        """The Q/DQ network."""
+        return self.prepared.model
+
+    @property
+    def encoding(self) -> Encoding:
+        """Where quantizers stand, with their numbers."""
+        return self.prepared.encoding
+
+    def session(self, *, float_precision: str = "default") -> Session:
+        """The network compiled on its engine: a callable from arrays by name to arrays by name."""
+        with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
+            path = Path(folder) / "model.onnx"
+            save(self.model, path)
+            options = CompileOptions(threads=self.problem.threads, float_precision=float_precision)
+            return self.prepared.engine.compile(path, options)
+
+    def as_module(self, *, float_precision: str = "default") -> EngineModule:
+        """A module with the call signature and the output type of the original one, computed by the engine."""
+        from fptq.engines.module import EngineModule
+
+        return EngineModule(self.session(float_precision=float_precision), self.problem.model.signature)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the folder; files of an older result are replaced one by one, each when its successor is whole.
+
+        Raises:
+            OutputError: The folder cannot be written.
+        """
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".fptq-", dir=folder) as staging:
+                self._write(Path(staging))
+                # The report comes last: a folder with one is complete.
+                for part in sorted(Path(staging).iterdir(), key=lambda p: p.name.startswith("report")):
+                    part.replace(folder / part.name)
+        except OSError as error:
+            raise OutputError(
+                f"{folder} could not be written: {error.strerror or error}",
+                rule="files that were there are still whole",
+                remedy="Check the free space and the permissions",
+            ) from error
+        return folder
+
+    def _write(self, folder: Path) -> None:
+        save(self.model, folder / "model.onnx", metadata=self._metadata())
+        save_encoding(self.encoding, folder)
+        plan = plan_document(self.prepared, self.problem)
+        (folder / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
+        (folder / "run.py").write_text(self._script(), encoding="utf-8")
+        (folder / "fptq.toml").write_text(self.problem.recipe.to_toml(), encoding="utf-8")
+        self.report.save(folder)
+        write_html(self.report, folder)
+
+    def _metadata(self) -> dict[str, str]:
+        cpu = detect()
+        return {
+            "fptq.version": __version__,
+            "fptq.engine": self.prepared.engine.name,
+            "fptq.engine_version": self.prepared.engine.version() or "",
+            "fptq.cpu": cpu.name,
+            "fptq.cpu_features": " ".join(sorted(cpu.features)),
+            "fptq.float_sha256": self.problem.model.sha256,
+        }
+
+    def _script(self) -> str:
+        template = files("fptq.recipes").joinpath("scripts", f"run_{self.prepared.engine.name}.py.txt")
+        inputs: dict[str, Any] = {info.name: f"{info.dtype}{list(info.shape or ())}" for info in self.model.inputs}
+        text = template.read_text(encoding="utf-8")
+        return text.replace("{{threads}}", str(self.problem.threads)).replace("{{inputs}}", repr(inputs))

@@ -1,0 +1,185 @@
+"""What would be quantized, and how files compare: nothing is calibrated or written here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from fptq.config import Recipe
+from fptq.engines import CompileOptions, engine_named
+from fptq.engines.benchmark import interleaved
+from fptq.engines.footprint import footprint
+from fptq.errors import ConfigError
+from fptq.graph.load import LoadOptions, Trust, load, read_onnx
+from fptq.graph.sample import random_feeds
+from fptq.plan import PROFILES, place
+from fptq.recipes.prepare import policy_of
+from fptq.recipes.quantize import engines_to_try
+from fptq.rewrite import PASSES
+from fptq.types import Feeds, Progress, silent
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectionRow:
+    """One node: its names, and what becomes of it.
+
+    Attributes:
+        node: Name of the node.
+        op: Its operation.
+        module: Where it is in the user's model; empty where unknown.
+        decision: "int8" or "float".
+        reason: Why it stays float, or which quantizers it gets.
+    """
+
+    node: str
+    op: str
+    module: str
+    decision: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What the profile of an engine says about a network, before anything is measured.
+
+    Attributes:
+        engine: The engine.
+        rows: One for each node, in the order of execution.
+        notes: What loading changed.
+    """
+
+    engine: str
+    rows: tuple[InspectionRow, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRow:
+    """One file on one engine.
+
+    Attributes:
+        path: The file.
+        engine: The engine.
+        precision: "f32", or "default" for the engine's own choice of float.
+        median_ms: Median latency [ms].
+        p95_ms: 95th percentile of the latency [ms].
+        peak_memory_mb: Peak memory of a fresh process [MB].
+        size_mb: Size of the file [MB].
+        load_s: Compile time [s].
+    """
+
+    path: str
+    engine: str
+    precision: str
+    median_ms: float
+    p95_ms: float
+    peak_memory_mb: float
+    size_mb: float
+    load_s: float
+
+
+def inspect(model: object, *, recipe: Recipe | None = None) -> Inspection:
+    """What would be quantized, what not, and why.
+
+    Args:
+        model: What `quantize` takes; a module cannot be inspected without an example, so export it first.
+        recipe: Engine and wishes about placement.
+    """
+    recipe = recipe or Recipe()
+    engine = engines_to_try(recipe)[0]
+    profile = PROFILES[engine.name]
+    options = LoadOptions(dynamic=recipe.dynamic, trust=Trust.SOURCE if recipe.trust else Trust.NOTHING)
+    loaded = load(model, options=options)
+    for name in profile.passes:
+        loaded = PASSES[name](loaded)
+    plan = place(loaded, profile, profile.variants[0], policy_of(recipe))
+    reasons = {refusal.node: refusal.reason for refusal in plan.refusals}
+    quantized: dict[str, list[str]] = {}
+    for placement, spec in plan.specs.items():
+        if placement.consumer is not None:
+            quantized.setdefault(placement.consumer, []).append(f"{placement.value}: {spec}")
+    rows = []
+    for node in loaded.graph:
+        name = str(node.name)
+        names = loaded.origin.get(name, ())
+        rows.append(
+            InspectionRow(
+                node=name,
+                op=node.op_type,
+                module=next((n for n in names if "." in n), names[0] if names else ""),
+                decision="int8" if name in quantized else "float",
+                reason="; ".join(quantized[name]) if name in quantized else reasons.get(name, ""),
+            )
+        )
+    return Inspection(engine=engine.name, rows=tuple(rows), notes=loaded.notes)
+
+
+def bench(
+    paths: Sequence[Path],
+    *,
+    engines: Sequence[str],
+    threads: int | None = None,
+    rounds: int = 15,
+    progress: Progress = silent,
+) -> tuple[BenchRow, ...]:
+    """Time files on engines, all interleaved in one run, on random inputs.
+
+    Args:
+        paths: ONNX files that take the same inputs.
+        engines: Names of engines.
+        threads: CPU threads for one run; None: the engine's processor count.
+        rounds: Timed rounds.
+        progress: Told after every round.
+
+    Raises:
+        ConfigError: There is nothing to compare, or the files take different inputs.
+    """
+    if not (paths and engines):
+        raise ConfigError("nothing to time", rule="bench takes at least one file and one engine")
+    feeds = _common_feeds(paths)
+    made = {}
+    for path in paths:
+        for name in engines:
+            for precision in ("f32", "default") if name == "openvino" else ("f32",):
+                options = CompileOptions(threads=threads or _cpu_count(), float_precision=precision)
+                made[path, name, precision] = engine_named(name).compile(path, options), options
+    keyed = {" ".join(map(str, key)): session for key, (session, _) in made.items()}
+    timings = interleaved(keyed, feeds, rounds=rounds, progress=progress)
+    rows = []
+    for key, (session, options) in made.items():
+        path, name, precision = key
+        timing = timings[" ".join(map(str, key))]
+        rows.append(
+            BenchRow(
+                path=str(path),
+                engine=name,
+                precision=precision,
+                median_ms=timing.median_ms,
+                p95_ms=timing.p95_ms,
+                peak_memory_mb=footprint(path, name, feeds, options).peak_memory_mb,
+                size_mb=path.stat().st_size / 1e6,
+                load_s=session.load_s,
+            )
+        )
+    return tuple(rows)
+
+
+def _common_feeds(paths: Sequence[Path]) -> Feeds:
+    models: list[ir.Model] = [read_onnx(path) for path in paths]
+    signatures = [[(v.name, v.dtype, str(v.shape)) for v in model.graph.inputs] for model in models]
+    for path, signature in zip(paths[1:], signatures[1:], strict=True):
+        if signature != signatures[0]:
+            raise ConfigError(
+                f"{path} takes {signature}", rule=f"files that are compared take the same inputs: {signatures[0]}"
+            )
+    return {name: np.ascontiguousarray(array) for name, array in next(iter(random_feeds(models[0]))).items()}
+
+
+def _cpu_count() -> int:
+    import os
+
+    return os.cpu_count() or 1
