@@ -1,16 +1,15 @@
-"""What every peer script shares: the command line, the samples, the stopwatch and the record it leaves.
+"""What every quantization script shares: the command line, the samples, the stopwatch and the record it leaves.
 
-These scripts run inside the peers' own environment, where fptq is not installed.
+The peers' scripts run inside their own environment, where fptq is not installed; this file needs numpy alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +20,31 @@ Sample = dict[str, np.ndarray[Any, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One quantization that a peer is asked for.
+    """One quantization that a tool is asked for.
 
     Attributes:
         model: The float ONNX file.
         samples: Calibration files, one `.npz` each, arrays named as the model's inputs.
         output: Where the quantized model goes.
-        preset: The peer's setting; every script lists its own.
+        preset: The tool's setting; every script lists its own.
+        loads: Each time a sample was read: its number, the clock [s], the process's wait for a core so far [s].
     """
 
     model: Path
     samples: tuple[Path, ...]
     output: Path
     preset: str
+    loads: list[tuple[int, float, float]] = field(default_factory=list)
+
+    def load(self, path: Path) -> Sample:
+        """A sample from disk. What lies between two of these calls is the tool's cost of a sample."""
+        self.loads.append((self.samples.index(path), time.perf_counter(), waited_s()))
+        with np.load(path) as arrays:
+            return {name: arrays[name] for name in arrays.files}
 
     def read(self) -> Iterator[Sample]:
-        """The samples, read from disk one at a time."""
-        return map(load_sample, self.samples)
-
-
-def load_sample(path: Path) -> Sample:
-    with np.load(path) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+        """The samples, one in memory at a time."""
+        return map(self.load, self.samples)
 
 
 class Reader:
@@ -62,7 +64,7 @@ class Reader:
         self._walk = self._job.read()
 
 
-def parse_job(description: str, presets: Sequence[str]) -> Job:
+def parse_job(description: str | None, presets: Sequence[str]) -> Job:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("model", type=Path)
     parser.add_argument("calibration", type=Path, help="folder of .npz files")
@@ -79,29 +81,51 @@ def parse_job(description: str, presets: Sequence[str]) -> Job:
     )
 
 
-def peak_rss_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def run(job: Job, quantize: Callable[[Job], None], *, version: str) -> None:
-    """Quantizes, and writes time and memory beside the result.
+def run(job: Job, work: Callable[[Job], None], *, version: str, peaks_mb: Sequence[float] = ()) -> None:
+    """Do the work, and write its time and memory beside the result.
 
     Args:
-        job: What to quantize.
-        quantize: Writes `job.output`; everything heavy is imported before it is called.
-        version: The peer's version.
+        job: What to do.
+        work: Does it; everything heavy is imported before it is called.
+        version: The tool's version.
+        peaks_mb: Filled by the work: the peak memory at the end of each calibration sample, where that is known.
+            Otherwise the whole work's peak counts.
     """
     job.output.parent.mkdir(parents=True, exist_ok=True)
-    before = peak_rss_mb()
-    started = time.perf_counter()
-    quantize(job)
-    seconds = time.perf_counter() - started
+    before_mb = memory_mb("VmRSS")
+    start = time.perf_counter()
+    work(job)
     record = {
         "version": version,
         "preset": job.preset,
         "samples": len(job.samples),
-        "seconds": seconds,
-        "peak_rss_mb": peak_rss_mb(),
-        "rss_before_mb": before,
+        "seconds": time.perf_counter() - start,
+        "before_mb": before_mb,
+        "peak_mb": max(peaks_mb, default=memory_mb("VmHWM")),
+        "loads": [(index, at - start, waited) for index, at, waited in job.loads],
     }
-    Path(f"{job.output}.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    Path(f"{job.output}.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+def memory_mb(name: str) -> float:
+    """`VmRSS` (resident now) or `VmHWM` (its peak) of this process [MB].
+
+    Not the resource module's maximum: a child process inherits its parent's.
+    """
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
+def waited_s() -> float:
+    """How long this process's threads have waited for a core that others held, all together [s].
+
+    Source: field 2 of /proc/PID/task/TID/schedstat, https://docs.kernel.org/scheduler/sched-stats.html. Zero where
+    the kernel does not tell.
+    """
+    total = 0
+    for task in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total += int(task.read_text(encoding="ascii").split()[1])
+        except (OSError, IndexError):  # the thread has ended
+            continue
+    return total / 1e9

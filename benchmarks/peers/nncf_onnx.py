@@ -16,7 +16,7 @@ PRESETS = {
 
 def quantize(job: common.Job) -> None:
     model = onnx.load(job.model)
-    samples = nncf.Dataset(list(job.samples), common.load_sample)
+    samples = nncf.Dataset(job.samples, job.load)
     quantized = nncf.quantize(model, samples, subset_size=len(job.samples), **PRESETS[job.preset])
     onnx.save(quantized, job.output)
 

@@ -15,7 +15,7 @@ PRESETS = {
 
 def quantize(job: common.Job) -> None:
     model = openvino.Core().read_model(job.model)
-    samples = nncf.Dataset(list(job.samples), common.load_sample)
+    samples = nncf.Dataset(job.samples, job.load)
     quantized = nncf.quantize(model, samples, subset_size=len(job.samples), **PRESETS[job.preset])
     openvino.save_model(quantized, job.output, compress_to_fp16=False)
 

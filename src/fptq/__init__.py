@@ -9,6 +9,7 @@ Names are imported when they are first used: `import fptq` itself costs nothing.
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from fptq.errors import (
@@ -27,8 +28,13 @@ from fptq.errors import (
 if TYPE_CHECKING:
     from fptq.config import Recipe, load_recipe
     from fptq.feeds.record import record
-    from fptq.recipes import Result, bench, inspect, quantize
+    from fptq.recipes.quantize import quantize
+    from fptq.recipes.result import Result
+    from fptq.recipes.survey import bench, inspect
     from fptq.report.report import Report
+
+# ONNX Runtime sends usage data from version 1.29 on unless this is set before it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __version__ = "0.1.0"
 
@@ -58,10 +64,10 @@ _HOMES = {
     "Recipe": "fptq.config",
     "load_recipe": "fptq.config",
     "record": "fptq.feeds.record",
-    "Result": "fptq.recipes",
-    "bench": "fptq.recipes",
-    "inspect": "fptq.recipes",
-    "quantize": "fptq.recipes",
+    "Result": "fptq.recipes.result",
+    "bench": "fptq.recipes.survey",
+    "inspect": "fptq.recipes.survey",
+    "quantize": "fptq.recipes.quantize",
     "Report": "fptq.report.report",
 }
 

@@ -118,6 +118,28 @@ def test_convolutions_that_share_a_weight_fold_their_own_batch_norms():
     assert first is not second
 
 
+@pytest.mark.parametrize("op_type", ["Conv", "ConvTranspose"])
+def test_factors_and_offsets_per_channel_fold_into_the_layer(op_type):
+    nodes = [
+        helper.make_node(op_type, ["x", "w"], ["c"], name="conv", group=2),
+        helper.make_node("Add", ["b", "c"], ["d"], name="bias"),
+        helper.make_node("Mul", ["d", "k"], ["e"], name="scale"),
+        helper.make_node("Sub", ["s", "e"], ["f"], name="minus"),
+        helper.make_node("Div", ["f", "k"], ["g"], name="over"),
+        helper.make_node("Add", ["g", "wide"], ["y"], name="position"),
+    ]
+    weights = {
+        "w": floats(6, 2, 3, 3) if op_type == "Conv" else floats(4, 3, 3, 3),
+        "b": floats(6, 1, 1),
+        "k": RNG.uniform(0.5, 2, (1, 6, 1, 1)).astype(np.float32),
+        "s": np.float32(0.7),
+        "wide": floats(1, 6, 1, 4) if op_type == "Conv" else floats(1, 6, 1, 8),
+    }
+    made = canonical(build(nodes, weights, x=(2, 4, 6, 6)), floats(2, 4, 6, 6))
+    assert kinds(made) == [op_type, "Add"]
+    assert made.origin["conv"] == ("conv", "over", "minus", "scale", "bias")
+
+
 def test_zero_pads_and_identities_vanish_and_others_fold_into_the_convolution():
     nodes = [
         helper.make_node("Pad", ["x", "none"], ["p"]),
@@ -215,7 +237,11 @@ def test_big_constants_are_not_made_from_small_ones():
 
 def test_the_users_model_is_left_alone():
     nodes = [helper.make_node("Conv", ["x", "w"], ["c"]), batch_norm("bn", "c", "y")]
-    model = ir.from_proto(build(nodes, {"w": floats(4, 4, 1, 1), **norm("bn", 4)}, x=(1, 4, 5, 5)))
+    proto = build(nodes, {"w": floats(4, 4, 1, 1), **norm("bn", 4)}, x=(1, 4, 5, 5))
+    entry = proto.graph.node[0].metadata_props.add()
+    entry.key, entry.value = "stack", "secret/path.py"
+    model = ir.from_proto(proto)
     before = ir.to_proto(model).SerializeToString(deterministic=True)
-    canonicalize(model)
+    made = canonicalize(model)
+    assert b"secret" not in ir.to_proto(made.graph_model).SerializeToString()
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before

@@ -76,7 +76,9 @@ def _bytes(model):
 
 
 def test_a_model_without_pairs_is_returned_as_it_is():
-    model = load(onnx.parser.parse_model("""
+    model = load(
+        onnx.parser.parse_model("""
         <ir_version: 9, opset_import: ["" : 20]> agraph (float[2, 4] x) => (float[2, 4] y) { y = Relu(x) }
-    """))
+    """)
+    )
     assert matmul_add_to_gemm(model) is model

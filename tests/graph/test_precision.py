@@ -18,7 +18,7 @@ def half_model(dtype, onnx_dtype) -> onnx.ModelProto:
         helper.make_node("Cast", ["x"], ["h"], to=onnx_dtype),
         helper.make_node("Conv", ["h", "w", "b"], ["c"]),
         helper.make_node("Constant", [], ["k"], value=numpy_helper.from_array(np.asarray(2, dtype), "k")),
-        helper.make_node("Mul", ["c", "k"], ["m"]),
+        helper.make_node("Max", ["c", "k"], ["m"]),
         helper.make_node("Cast", ["m"], ["y"], to=TensorProto.FLOAT),
     ]
     graph = helper.make_graph(
@@ -39,7 +39,7 @@ def test_half_precision_is_widened_and_noted(dtype, onnx_dtype, name):
     proto = half_model(dtype, onnx_dtype)
     made = load(proto)
     assert any(name in note for note in made.notes)
-    assert [node.op_type for node in made.graph] == ["Conv", "Mul"]
+    assert [node.op_type for node in made.graph] == ["Conv", "Max"]
     stored = made.graph.initializers["w"].const_value.numpy()
     assert stored.dtype == np.float32
     np.testing.assert_array_equal(stored, numpy_helper.to_array(proto.graph.initializer[0]).astype(np.float32))

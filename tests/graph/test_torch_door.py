@@ -161,7 +161,7 @@ def test_any_call_and_any_result():
     assert made.inputs[0].shape == ("batch", 4)
     agrees(made, module, x, **kwargs)
     agrees(made, module, x=x, **kwargs)
-    with pytest.raises(DataError, match="double is False.*exported with True"):
+    with pytest.raises(DataError, match=r"double is False.*exported with True"):
         made.signature.feeds((x,), {**kwargs, "double": False})
     with pytest.raises(DataError, match="exported with x, parts"):
         made.signature.feeds((x,), {})
@@ -218,7 +218,7 @@ def test_a_program_file_needs_trust(net, tmp_path):
     x = torch.randn(1, 1, 8, 8, 8)
     path = tmp_path / "net.pt2"
     torch.export.save(torch.export.export(net.eval(), (x,)), path)
-    with pytest.raises(ModelError, match="can execute code.*--trust"):
+    with pytest.raises(ModelError, match=r"can execute code.*--trust"):
         load(path)
     made = load(path, options=LoadOptions(trust=Trust.SOURCE))
     assert made.source == str(path)

@@ -7,7 +7,6 @@ import errno
 import json
 import logging
 import math
-import os
 import sys
 import traceback
 import warnings
@@ -25,11 +24,10 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 UNEXPECTED = 70
-_BROKEN_PIPE = 141
 _WIDE = 400
 
 
-class Interrupted(Exception):  # noqa: N818 - not an error
+class Interrupted(Exception):
     """Ctrl-C, with what becomes of the work so far."""
 
 
@@ -84,9 +82,6 @@ class Terminal:
 
     def failed(self, error: BaseException) -> int:
         """Say what went wrong in one line; returns the exit code."""
-        if isinstance(error, BrokenPipeError):  # the reader, such as `head`, has had enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            return _BROKEN_PIPE
         line, code = _described(error, debug=self.debug)
         if self.debug:
             traceback.print_exception(error, file=sys.stderr)

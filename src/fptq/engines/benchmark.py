@@ -1,42 +1,64 @@
-"""Latency on a shared machine: all contenders take turns, ratios are taken round by round."""
+"""Latency on a shared machine: contenders take turns, and runs that waited for a processor do not count."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from fptq.engines.base import Session
 from fptq.types import Feeds, Progress, silent
 
+_CALM = 0.03
+_FEWEST = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Latencies of one contender, in the order of the rounds [ms]."""
+    """Latencies of one contender, in the order of the rounds.
+
+    Attributes:
+        samples: Wall time of each run [ms].
+        waited: Share of each run that its threads spent runnable but without a processor: what other
+            programs took. Zeros where the system does not tell.
+    """
 
     samples: tuple[float, ...]
+    waited: tuple[float, ...]
+
+    @cached_property
+    def calm(self) -> tuple[bool, ...]:
+        """Which runs count: those that did not wait; the calmer half, at least three, where most did."""
+        limit = max(_CALM, sorted(self.waited)[max(min(_FEWEST, len(self.waited)), len(self.waited) // 2) - 1])
+        return tuple(share <= limit for share in self.waited)
+
+    @property
+    def counted(self) -> tuple[float, ...]:
+        """The runs that count [ms]."""
+        return tuple(ms for ms, calm in zip(self.samples, self.calm, strict=True) if calm)
 
     @property
     def median_ms(self) -> float:
         """The median latency [ms]."""
-        return float(np.median(self.samples))
+        return float(np.median(self.counted))
 
     @property
     def p95_ms(self) -> float:
         """The latency that 95 % of the runs stay under [ms]."""
-        return float(np.percentile(self.samples, 95))
+        return float(np.percentile(self.counted, 95))
 
     @property
     def runs(self) -> int:
-        """Number of timed runs."""
-        return len(self.samples)
+        """Number of runs that count."""
+        return len(self.counted)
 
     def speedup_over(self, other: Timing) -> float:
-        """How many times faster than `other`: the median of the ratios of runs that were neighbours in time."""
-        pairs = zip(other.samples, self.samples, strict=True)
-        return float(np.median([theirs / ours for theirs, ours in pairs]))
+        """How many times faster than `other`, by medians."""
+        return other.median_ms / self.median_ms
 
 
 def interleaved(
@@ -58,12 +80,33 @@ def interleaved(
     """
     for session in sessions.values():
         session.time(feeds)
-    samples: dict[str, list[float]] = {name: [] for name in sessions}
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in sessions}
     start = time.monotonic()
     for done in range(rounds):
         for name, session in sessions.items():
-            samples[name].append(session.time(feeds) * 1e3)
+            samples[name].append(_timed(session, feeds))
         progress(done + 1, rounds, "timing")
-        if done >= 2 and time.monotonic() - start > seconds:
+        if done + 1 >= _FEWEST and time.monotonic() - start > seconds:
             break
-    return {name: Timing(samples=tuple(spent)) for name, spent in samples.items()}
+    return {
+        name: Timing(samples=tuple(ms for ms, _ in spent), waited=tuple(share for _, share in spent))
+        for name, spent in samples.items()
+    }
+
+
+def _timed(session: Session, feeds: Feeds) -> tuple[float, float]:
+    """Wall time of a run [ms] and the share of it spent waiting for a processor."""
+    before = _waiting_ns()
+    elapsed = session.time(feeds)
+    return elapsed * 1e3, max(0, _waiting_ns() - before) / max(elapsed * 1e9, 1.0)
+
+
+def _waiting_ns() -> int:
+    """Time that this process's threads were runnable without running [ns] (Linux; 0 elsewhere)."""
+    total = 0
+    for task in Path("/proc/self/task").glob("*/schedstat"):
+        try:
+            total += int(task.read_text().split()[1])
+        except (OSError, IndexError):  # a thread that has just ended
+            continue
+    return total

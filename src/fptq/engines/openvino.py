@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import os
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,13 +42,18 @@ class OpenVINO:
 
 @functools.cache
 def _core() -> Any:
-    # The package reports its use to the vendor unless told not to; this must be set before the import.
-    os.environ.setdefault("OPENVINO_TELEMETRY_DISABLED", "1")
-    os.environ.setdefault("OV_TELEMETRY", "0")
+    # `import openvino` reports itself to the vendor through this package, and no environment variable but CI stops it;
+    # without the package it takes a stub.
+    blocked = "openvino_telemetry" not in sys.modules
+    if blocked:
+        sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     try:
         import openvino
     except ImportError as error:
         raise MissingExtra("openvino", extra="openvino", purpose="The OpenVINO engine") from error
+    finally:
+        if blocked:
+            del sys.modules["openvino_telemetry"]
     return openvino.Core()
 
 

@@ -12,7 +12,12 @@ import onnx_ir.passes.common as common
 from fptq.graph import origin, query
 from fptq.graph.check import check_supported
 from fptq.graph.opset import convert_opset, infer_shapes, opset_of, quiet
-from fptq.graph.passes import NoEffectPass, share_equal_weights, unshare_folded_weights
+from fptq.graph.passes import (
+    NoEffectPass,
+    channel_arithmetic_as_batch_norm,
+    share_equal_weights,
+    unshare_folded_weights,
+)
 from fptq.graph.precision import widen
 
 _FOLD_LIMIT = 1 << 22
@@ -66,6 +71,10 @@ def canonicalize(graph_model: ir.Model) -> Canonical:
         _simplify(model)
         infer_shapes(model)
         names = origin.rename_and_trace(model, before)
+        # Exporters write stack traces with the user's paths; what is needed of them is in the origins.
+        common.ClearMetadataAndDocStringPass()(model)
+        for value in query.values(model).values():
+            value.metadata_props.clear()
     return Canonical(graph_model=model, origin=names, halves=halves)
 
 
@@ -112,6 +121,7 @@ def _simplify(model: ir.Model) -> None:
     returned = [value.name for value in model.graph.outputs]
     clean = ir.passes.Sequential(_fold_pass(), common.IdentityEliminationPass(), common.RemoveUnusedNodesPass())
     clean(model)
+    channel_arithmetic_as_batch_norm(model)
     copies = unshare_folded_weights(model)
     merge = common.CommonSubexpressionEliminationPass(size_limit=0)
     steps = [clean, RewritePass(_rules()), clean, merge, NoEffectPass()]

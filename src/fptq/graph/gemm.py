@@ -30,9 +30,9 @@ def matmul_add_to_gemm(model: Model) -> Model:
     flattened: dict[ir.Value, ir.Value] = {}
     pairs = [(node, add) for node in graph_model.graph if (add := _bias_add(node)) is not None]
     for node, add in pairs:
-        _replace(node, add, flattened)
-        names = (*origin.get(node.name or "", ()), *origin.pop(add.name or "", ()))
-        origin[node.name or ""] = tuple(dict.fromkeys(names))
+        made = _replace(node, add, flattened)
+        names = tuple(dict.fromkeys((*origin.get(node.name or "", ()), *origin.pop(add.name or "", ()))))
+        origin.update({new.name or "": names for new in made})
     if not pairs:
         return model
     infer_shapes(graph_model)
@@ -57,7 +57,7 @@ def _bias(node: ir.Node, add: ir.Node) -> ir.Value | None:
     return add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
 
 
-def _replace(node: ir.Node, add: ir.Node, flattened: dict[ir.Value, ir.Value]) -> None:
+def _replace(node: ir.Node, add: ir.Node, flattened: dict[ir.Value, ir.Value]) -> list[ir.Node]:
     source, weight, bias, result = node.inputs[0], node.inputs[1], _bias(node, add), add.outputs[0]
     graph = node.graph
     assert source is not None
@@ -78,6 +78,7 @@ def _replace(node: ir.Node, add: ir.Node, flattened: dict[ir.Value, ir.Value]) -
         product.name = f"{result.name}_flat"
         output = made.op("Reshape", [product, made.shape_of(source, result)], name=f"{name}_unflatten")
     ir.convenience.replace_nodes_and_values(graph, node, [add, node], made.nodes, [result], [output])
+    return made.nodes
 
 
 def _flat_bias(bias: ir.Value, graph: ir.Graph) -> ir.Value:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import onnx_ir as ir
 import torch
 from torch import nn
 
 from fptq.errors import ConfigError, ModelError
-from fptq.graph import from_torch, parity, query
-from fptq.graph.axes import NONE, Axes, parse_axes, varying_axes
-from fptq.graph.canonical import canonicalize
-from fptq.graph.from_torch import Exported, TorchCall
+from fptq.graph import from_torch, parity
+from fptq.graph.axes import NONE, Axes, Shapes, parse_axes, varying_axes
+from fptq.graph.canonical import Canonical, canonicalize
+from fptq.graph.from_torch import Exported
 from fptq.graph.model import Model
 from fptq.graph.sample import example_feeds
+from fptq.graph.torch_call import TorchCall, take_apart, tensor_leaves, to_numpy
 
 
 def load_module(module: nn.Module, example: object, *, others: Sequence[object], dynamic: str) -> Model:
@@ -34,13 +33,12 @@ def load_module(module: nn.Module, example: object, *, others: Sequence[object],
         ParityError: The graph computes something else.
         ConfigError: An axis is not the module's.
     """
-    call = from_torch.take_apart(module, example)
-    traced = _Traced(module=module, call=call, result=from_torch.run_module(module, call))
+    subject = _Subject(module=module, call=take_apart(module, example))
     if dynamic == "auto":
-        return _load_auto(traced, [call, *(from_torch.take_apart(module, other) for other in others)])
-    axes = NONE if dynamic == "none" else _checked(parse_axes(dynamic), call)
-    exported = from_torch.export_module(module, call, axes, hint=torch.export.Dim.DYNAMIC)
-    return _finished(traced, exported)
+        return _load_auto(subject, [take_apart(module, other) for other in others])
+    if dynamic == "none":
+        return _export(subject, NONE, torch.export.Dim.AUTO).model
+    return _export(subject, _checked(parse_axes(dynamic), subject.call), torch.export.Dim.DYNAMIC).model
 
 
 def load_program(path: Path, example: object) -> Model:
@@ -52,64 +50,86 @@ def load_program(path: Path, example: object) -> Model:
 
     Raises:
         ModelError: The file is no program, or has no ONNX form.
+        ParityError: The graph computes something else.
     """
     try:
         program = torch.export.load(path)
     except Exception as error:
         raise ModelError(f"{path.name} cannot be read: {error}", rule="it must be a torch.export program") from error
     module = program.module()
-    call = from_torch.take_apart(module, program.example_inputs if example is None else example)
-    traced = _Traced(module=module, call=call, result=from_torch.run_module(module, call))
-    return _finished(traced, from_torch.export_program(program, call), source=str(path))
+    call = take_apart(module, program.example_inputs if example is None else example)
+    loaded = _finish(_Subject(module=module, call=call), from_torch.export_program(program, call))
+    return replace(loaded.model, source=str(path))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Traced:
-    """A module, the example and what came of it."""
+class _Subject:
+    """A module and an example of how it is called."""
 
     module: nn.Module
     call: TorchCall
-    result: Any
 
 
-def _load_auto(traced: _Traced, calls: Sequence[TorchCall]) -> Model:
-    axes = varying_axes([{name: tuple(t.shape) for name, t in call.tensors.items()} for call in calls])
-    module, call = traced.module, traced.call
-    problem = ""
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """A module's model, and what it takes to check it on another sample."""
+
+    model: Model
+    made: Canonical
+    exported: Exported
+
+
+def _load_auto(subject: _Subject, others: Sequence[TorchCall]) -> Model:
+    shapes = subject.call.shapes
+    axes = varying_axes([shapes, *(call.shapes for call in others)])
+    problem = "no input has a batch axis" if not axes else ""
     if axes:
         try:
-            exported = from_torch.export_module(module, call, axes, hint=torch.export.Dim.AUTO)
-            wrong = _wrongly_fixed(exported.graph_model, call)
-            if not wrong:
-                return _finished(traced, exported, notes=_fixed_notes(exported.graph_model, axes))
-            problem = f"tracing fixes {wrong}"
+            loaded = _export(subject, axes, torch.export.Dim.AUTO)
+            problem = _wrongly_fixed(loaded.model, shapes)
+            if not problem:
+                other = next((call for call in others if call.shapes != shapes), None)
+                if other is not None:
+                    _check(replace(subject, call=other), loaded.made, loaded.exported)
+                return replace(loaded.model, notes=(*loaded.model.notes, *_fixed_notes(loaded.model, axes)))
         except ModelError as error:
             problem = error.what
-    exported = from_torch.export_module(module, call, NONE, hint=torch.export.Dim.AUTO)
-    note = f"Exported with fixed shapes, because with dynamic axes {problem}." if problem else ""
-    return _finished(traced, exported, notes=(note,) if note else ())
+    model = _export(subject, NONE, torch.export.Dim.AUTO).model
+    return replace(model, notes=(*model.notes, f"Exported with fixed shapes: {problem}."))
 
 
-def _finished(traced: _Traced, exported: Exported, *, notes: tuple[str, ...] = (), source: str = "") -> Model:
-    """The parity gate between a module and its graph, then the model."""
-    call, made = traced.call, canonicalize(exported.graph_model)
+def _export(subject: _Subject, axes: Axes, hint: object) -> _Loaded:
+    return _finish(subject, from_torch.export_module(subject.module, subject.call, axes, hint=hint))
+
+
+def _finish(subject: _Subject, exported: Exported) -> _Loaded:
+    """The canonical graph, the parity gate, and the model."""
+    kind = type(subject.module)
+    made = canonicalize(exported.graph_model)
+    result = _check(subject, made, exported)
     outputs = [str(value.name) for value in made.graph_model.graph.outputs]
-    signature = from_torch.signature(call, result=traced.result, names=outputs)
-    tensors = tuple(call.tensors.values())
-    reference = parity.Reference(
-        name=type(traced.module).__name__,
-        outputs=[from_torch.to_numpy(leaf) for leaf in from_torch.tensor_leaves(traced.result)],
-        values=lambda names: exported.intermediates(tensors, names),
-    )
-    feeds = example_feeds(made.graph_model, call.feeds)
-    parity.check_parity(made.graph_model, feeds, reference, tolerance=parity.HALF if made.halves else parity.SINGLE)
-    return Model(
+    model = Model(
         graph_model=made.graph_model,
         origin=made.origin,
-        source=source or f"{type(traced.module).__module__}.{type(traced.module).__qualname__}",
-        notes=(*notes, *made.notes),
-        signature=signature,
+        source=f"{kind.__module__}.{kind.__qualname__}",
+        notes=made.notes,
+        signature=subject.call.signature(result=result, names=outputs),
     )
+    return _Loaded(model=model, made=made, exported=exported)
+
+
+def _check(subject: _Subject, made: Canonical, exported: Exported) -> object:
+    """The parity gate between a module and its graph; what the module returned."""
+    result = from_torch.run_module(subject.module, subject.call)
+    tensors = tuple(subject.call.tensors.values())
+    reference = parity.Reference(
+        name=type(subject.module).__name__,
+        outputs=[to_numpy(leaf) for leaf in tensor_leaves(result)],
+        values=lambda names: exported.intermediates(tensors, names),
+    )
+    feeds = example_feeds(made.graph_model, subject.call.feeds)
+    parity.check_parity(made.graph_model, feeds, reference, tolerance=parity.HALF if made.halves else parity.SINGLE)
+    return result
 
 
 def _checked(axes: Axes, call: TorchCall) -> Axes:
@@ -122,23 +142,21 @@ def _checked(axes: Axes, call: TorchCall) -> Axes:
     return axes
 
 
-def _wrongly_fixed(model: ir.Model, call: TorchCall) -> str:
+def _wrongly_fixed(model: Model, shapes: Shapes) -> str:
     """The first input axis that tracing fixed at a size that the example does not have."""
-    for value in model.graph.inputs:
-        sizes = tuple(call.tensors[value.name or ""].shape)
-        for axis, (dim, size) in enumerate(zip(query.shape(value) or (), sizes, strict=True)):
+    for info in model.inputs:
+        for axis, (dim, size) in enumerate(zip(info.shape or (), shapes[info.name], strict=True)):
             if isinstance(dim, int) and dim != size:
-                return f"axis {axis} of {value.name!r} at {dim}"
+                return f"tracing fixes axis {axis} of {info.name!r}"
     return ""
 
 
-def _fixed_notes(model: ir.Model, axes: Axes) -> tuple[str, ...]:
+def _fixed_notes(model: Model, axes: Axes) -> tuple[str, ...]:
     """Axes that should be dynamic and that the module's own code fixes."""
-    shapes = {value.name: query.shape(value) or () for value in model.graph.inputs}
     fixed = [
-        f"{name}:{axis} at {shapes[name][axis]}"
-        for name, named in axes.items()
-        for axis in named
-        if isinstance(shapes[name][axis], int)
+        f"{info.name}:{axis} at {info.shape[axis]}"
+        for info in model.inputs
+        for axis in axes.get(info.name, {})
+        if info.shape is not None and isinstance(info.shape[axis], int)
     ]
     return (f"The module's code fixes {', '.join(fixed)}.",) if fixed else ()

@@ -6,7 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -17,20 +16,19 @@ from fptq.plan.encoding import Encoding
 from fptq.plan.plan import Placement
 from fptq.types import Array
 
-_CONTAINERS: dict[tuple[int, bool], np.dtype] = {
-    (4, True): np.dtype(ml_dtypes.int4),
-    (4, False): np.dtype(ml_dtypes.uint4),
-    (8, True): np.dtype(np.int8),
-    (8, False): np.dtype(np.uint8),
-    (16, True): np.dtype(np.int16),
-    (16, False): np.dtype(np.uint16),
-}
 _INT32_MAX = np.iinfo(np.int32).max
 
 
 def container_dtype(spec: QuantizerSpec) -> np.dtype:
-    """The integer type that holds the codes in the file; 2-bit codes go into 4 bits (emulated)."""
-    return _CONTAINERS[max(4, spec.container_bits), spec.signed]
+    """The integer type that holds the codes in the file: 8 or 16 bits, which every engine has kernels for.
+
+    Narrower codes keep their range by clipping (activations) or by their own values (weights): emulated.
+    """
+    return np.dtype(f"{'int' if spec.signed else 'uint'}{_container_bits(spec)}")
+
+
+def _container_bits(spec: QuantizerSpec) -> int:
+    return 8 if spec.bits <= 8 else 16
 
 
 def materialize(model: Model, encoding: Encoding) -> Model:
@@ -103,7 +101,8 @@ def _weight(graph: ir.Graph, group: _Group, weight: ir.Value) -> ir.Value:
 
 
 def _activation(graph: ir.Graph, group: _Group, value: ir.Value) -> ir.Value:
-    source = value if not group.spec.emulated else _clipped(graph, group, value)
+    narrow = group.spec.bits != _container_bits(group.spec)
+    source = _clipped(graph, group, value) if narrow else value
     quantized = _linear(graph, "QuantizeLinear", group, source, like=value)
     return _linear(graph, "DequantizeLinear", group, quantized, like=value)
 

@@ -29,7 +29,7 @@ from fptq.types import Progress, silent
 
 _JUDGES = 3
 _MEANS = 8
-_AUTO = (("lp", "minmax"), ("lp", "lp"), ("minmax", "minmax"), ("minmax", "lp"))
+_AUTO = (("lp", "minmax"), ("minmax", "minmax"))
 """Observers of activations and weights that "auto" compares on held-out samples."""
 
 
@@ -175,7 +175,7 @@ def _rewritten(problem: Problem, names: Iterable[str]) -> Model:
 def _options(recipe: Recipe, names: tuple[str, str], threads: int) -> CalibrationOptions:
     numbers: dict[str, dict[str, float]] = {"percentile": {"percentile": recipe.percentile}, "lp": {"p": recipe.p}}
     return CalibrationOptions(
-        observer=observer(names[0], numbers.get(names[0], {})),
+        observer=observer(names[0].replace("-", "_"), numbers.get(names[0], {})),
         weight_observer=weight_observer_named(names[1], numbers.get(names[1], {})),
         run=CollectOptions(threads=threads),
     )

@@ -1,0 +1,93 @@
+"""Small networks that many tests share."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from fptq.graph.model import Model
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("engine"):
+        name = mark.args[0]
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            pytest.skip(f"the engine {name} is not installed")
+
+
+class Net:
+    """Builds a chain of ONNX nodes, `net("Conv", weight=(8, 3, 3, 3))` at a time."""
+
+    def __init__(self, shape: tuple[int, ...], *, seed: int = 0) -> None:
+        self.rng = np.random.default_rng(seed)
+        self.input = ir.val("x", dtype=ir.DataType.FLOAT, shape=shape)
+        self.last: ir.Value = self.input
+        self.nodes: list[ir.Node] = []
+        self.initializers: list[ir.Value] = []
+
+    def stored(self, *shape: int, scale: float = 0.2) -> ir.Value:
+        name = f"w{len(self.initializers)}"
+        array = (self.rng.standard_normal(shape) * scale).astype(np.float32)
+        value = ir.val(name, const_value=ir.tensor(array, name=name))
+        self.initializers.append(value)
+        return value
+
+    def __call__(self, op: str, *more: ir.Value, **attributes: object) -> ir.Value:
+        node = ir.node(op, [self.last, *more], attributes, name=f"{op}_{len(self.nodes)}")  # type: ignore[arg-type]
+        self.last = node.outputs[0]
+        self.last.name, self.last.dtype = f"v{len(self.nodes)}", ir.DataType.FLOAT
+        self.nodes.append(node)
+        return self.last
+
+    def conv(self, c_in: int, c_out: int, *, rank: int = 2, kernel: int = 3) -> ir.Value:
+        weight, bias = self.stored(c_out, c_in, *[kernel] * rank), self.stored(c_out)
+        size = [kernel] * rank
+        return self("Conv", weight, bias, kernel_shape=size, pads=[kernel // 2] * 2 * rank)
+
+    def model(self) -> Model:
+        graph = ir.Graph(
+            [self.input],
+            [self.last],
+            nodes=self.nodes,
+            initializers=self.initializers,
+            opset_imports={"": 21},
+            name="net",
+        )
+        made = ir.Model(graph, ir_version=10)
+        inferred = ir.passes.common.ShapeInferencePass()(made).model
+        return Model(graph_model=inferred)
+
+
+@pytest.fixture
+def net() -> Callable[..., Net]:
+    return Net
+
+
+@pytest.fixture
+def cnn() -> Model:
+    """Conv, Relu, max pooling, a skip joined by Concat, a transposed convolution, normalisation, a 1x1 head."""
+    n = Net((1, 4, 16, 16))
+    n.conv(4, 16)
+    skip = n("Relu")
+    n("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
+    n.conv(16, 32)
+    n("Relu")
+    n("ConvTranspose", n.stored(32, 16, 2, 2), strides=[2, 2], kernel_shape=[2, 2])
+    n("Concat", skip, axis=1)
+    n.conv(32, 16)
+    n("InstanceNormalization", n.stored(16, scale=1.0), n.stored(16))
+    n("Relu")
+    n.conv(16, 4, kernel=1)
+    return n.model()
+
+
+@pytest.fixture
+def samples() -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    return [{"x": rng.standard_normal((1, 4, 16, 16)).astype(np.float32)} for _ in range(6)]

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+
+from fptq.calibrate import CalibrationOptions, calibrate, observer
+from fptq.errors import ModelError
+from fptq.graph import query
+from fptq.graph.model import Model
+from fptq.numerics import PerChannel, QuantizerSpec, UniformParams, fake_quantize
+from fptq.plan import PROFILES, Encoding, Placement, Plan, materialize, place
+
+U8 = QuantizerSpec(signed=False, symmetric=False)
+
+
+def run(model: Model, feeds: dict[str, np.ndarray], *fetch: str) -> list[np.ndarray]:
+    graph_model = model.clone()
+    values = query.values(graph_model)
+    for name in fetch:
+        graph_model.graph.outputs.append(values[name])
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(ir.to_proto(graph_model).SerializeToString(), options)
+    return [np.asarray(a) for a in session.run(list(fetch) or None, feeds)]
+
+
+def params(scale: float, zero_point: int = 0) -> UniformParams:
+    return UniformParams(scale=np.float32(scale), zero_point=zero_point)
+
+
+def encoding(plan: Plan, numbers: dict[Placement, UniformParams]) -> Encoding:
+    return Encoding(plan=plan, params=numbers, model_sha256="")
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 8, 12, 16])
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_engine_computes_what_numerics_say(net, bits: int, signed: bool) -> None:
+    n = net((1, 3, 8))
+    n("Relu")
+    model = n.model()
+    spec = QuantizerSpec(bits=bits, signed=signed, symmetric=signed)
+    numbers = params(0.37, 0 if signed else 1)
+    placement = Placement("x", "Relu_0", 0)
+    made = materialize(model, encoding(Plan(engine="", specs={placement: spec}), {placement: numbers}))
+    x = np.random.default_rng(0).standard_normal((1, 3, 8)).astype(np.float32) * 4
+    np.testing.assert_array_equal(run(made, {"x": x})[0], np.maximum(fake_quantize(x, spec, numbers), 0))
+
+
+def test_only_the_named_reader_sees_the_quantized_value(net) -> None:
+    n = net((2, 4))
+    x = n.input
+    n("Mul", x)
+    model = n.model()
+    first = Placement("x", "Mul_0", 0)
+    made = materialize(model, encoding(Plan(engine="", specs={first: U8}), {first: params(1.0)}))
+    array = np.float32([[0.4, 1.6, 2.2, 3.0]] * 2)
+    np.testing.assert_allclose(run(made, {"x": array})[0], np.rint(array) * array, rtol=1e-6)
+
+
+def test_placements_with_equal_numbers_share_a_pair_and_others_do_not(net) -> None:
+    n = net((2, 4))
+    n("Mul", n.input)
+    model = n.model()
+    left, right = Placement("x", "Mul_0", 0), Placement("x", "Mul_0", 1)
+    plan = Plan(engine="", specs={left: U8, right: U8})
+    shared = materialize(model, encoding(plan, {left: params(1.0), right: params(1.0)}))
+    apart = materialize(model, encoding(plan, {left: params(1.0), right: params(0.5)}))
+    count = [sum(node.op_type == "QuantizeLinear" for node in made.graph) for made in (shared, apart)]
+    assert count == [1, 2]
+
+
+def test_names_do_not_collide_with_values_that_look_alike(net) -> None:
+    n = net((2, 4))
+    n("Mul", n.input)
+    n.last.name = "x_2"
+    n("Mul", n.input)
+    model = n.model()
+    places = {Placement("x", "Mul_0", 0): 1.0, Placement("x", "Mul_1", 1): 0.5, Placement("x_2", "Mul_1", 0): 0.25}
+    plan = Plan(engine="", specs=dict.fromkeys(places, U8))
+    made = materialize(model, encoding(plan, {p: params(s) for p, s in places.items()}))
+    x = np.float32([[0.4, 1.6, 2.2, 3.0]] * 2)
+    squared = np.rint(x) * x
+    expected = np.rint(squared / 0.25) * 0.25 * (np.rint(x / 0.5) * 0.5)
+    np.testing.assert_allclose(run(made, {"x": x})[0], expected, rtol=1e-6)
+
+
+def test_weights_become_integers_with_the_codes_of_numerics(net) -> None:
+    n = net((1, 3, 8, 8))
+    n.conv(3, 5)
+    model = n.model()
+    weight = Placement("w0", "Conv_0", 1)
+    spec = QuantizerSpec(granularity=PerChannel(axis=0))
+    numbers = UniformParams(scale=np.linspace(0.01, 0.05, 5), zero_point=np.zeros(5))
+    made = materialize(
+        model, encoding(Plan(engine="", specs={weight: spec}, weights=frozenset({weight})), {weight: numbers})
+    )
+    stored = made.graph.initializers["w0_quantized"].const_value
+    assert stored is not None
+    assert stored.dtype == ir.DataType.INT8
+    assert "w0" not in made.graph.initializers
+    x = np.random.default_rng(0).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    floats = model.graph.initializers["w0"].const_value
+    assert floats is not None
+    exact = model.clone()
+    exact.graph.initializers["w0"].const_value = ir.tensor(fake_quantize(floats.numpy(), spec, numbers))
+    np.testing.assert_allclose(run(made, {"x": x})[0], run(model.with_graph(exact), {"x": x})[0], atol=1e-5)
+
+
+def test_learned_codes_are_used_as_they_are(net) -> None:
+    n = net((1, 3, 8))
+    n("MatMul", n.stored(8, 4))
+    model = n.model()
+    weight = Placement("w0", "MatMul_0", 1)
+    codes = np.ones((8, 4), dtype=np.int32)
+    made = materialize(
+        model,
+        Encoding(
+            plan=Plan(engine="", specs={weight: QuantizerSpec()}, weights=frozenset({weight})),
+            params={weight: params(0.5)},
+            model_sha256="",
+            codes={weight: codes},
+        ),
+    )
+    x = np.ones((1, 3, 8), np.float32)
+    np.testing.assert_array_equal(run(made, {"x": x})[0], np.full((1, 3, 4), 4.0))
+
+
+def test_int32_biases_are_written_where_both_scales_are_known(cnn: Model, samples) -> None:
+    profile = PROFILES["onnxruntime"]
+    plan = place(cnn, profile, profile.variants[0])
+    made = materialize(cnn, calibrate(cnn, plan, samples, options=CalibrationOptions(observer=observer("minmax"))))
+    stored = {name: v.const_value for name, v in made.graph.initializers.items() if name.endswith("_bias_quantized")}
+    assert len(stored) == sum(n.op_type == "Conv" for n in cnn.graph)
+    assert all(t is not None and t.dtype == ir.DataType.INT32 for t in stored.values())
+    exact, found = run(cnn, samples[0])[0], run(made, samples[0])[0]
+    assert 10 * np.log10(np.square(exact).sum() / np.square(exact - found).sum()) > 25
+
+
+def test_graph_outputs_stay_float(net) -> None:
+    n = net((1, 4))
+    n("Relu")
+    model = n.model()
+    out = Placement("v0")
+    made = materialize(model, encoding(Plan(engine="", specs={out: U8}), {out: params(1.0)}))
+    assert made.outputs[0].name == "v0"
+    assert run(made, {"x": np.float32([[0.3, 1, 2, 3]])})[0][0, 0] == np.float32(0.3)
+
+
+def test_an_encoding_of_another_model_is_refused(cnn: Model) -> None:
+    stranger = Placement("nothing")
+    with pytest.raises(ModelError, match="nothing"):
+        materialize(cnn, encoding(Plan(engine="", specs={stranger: U8}), {stranger: params(1.0)}))

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import pytest
+
+from fptq.errors import ConfigError, ModelError
+from fptq.graph.model import Model
+from fptq.numerics import PerChannel, PerTensor
+from fptq.plan import PROFILES, Placement, Policy, place
+from fptq.plan.place import place_weights
+from fptq.plan.profile import Family, Profile, Variant
+
+OPENVINO, ORT = PROFILES["openvino"], PROFILES["onnxruntime"]
+
+
+def variant(profile: Profile, *families: Family) -> Variant:
+    return Variant(name="test", families=frozenset(families), activation=profile.variants[0].activation)
+
+
+def test_products_get_quantizers_on_input_and_weight(cnn: Model) -> None:
+    plan = place(cnn, OPENVINO, variant(OPENVINO, Family.CORE))
+    assert len(plan.weights) == 5
+    assert Placement("x", "Conv_0", 0) in plan.specs
+    assert plan.int32_bias == frozenset()
+
+
+def test_weight_scales_run_over_output_channels(cnn: Model) -> None:
+    plan = place(cnn, OPENVINO, variant(OPENVINO, Family.CORE))
+    axes = {p.consumer: plan.specs[p].granularity for p in plan.weights}
+    assert axes["Conv_0"] == PerChannel(axis=0)
+    assert axes["ConvTranspose_5"] == PerChannel(axis=1)
+
+
+def test_per_tensor_weights_and_other_widths_are_the_users_choice(cnn: Model) -> None:
+    policy = Policy(per_channel=False, weight_bits=4, activation_bits=6, symmetric=True)
+    plan = place(cnn, OPENVINO, OPENVINO.variants[0], policy)
+    assert {plan.specs[p].granularity for p in plan.weights} == {PerTensor()}
+    assert {plan.specs[p].bits for p in plan.weights} == {4}
+    assert {(plan.specs[p].bits, plan.specs[p].signed) for p in plan.activations} == {(6, True)}
+
+
+def test_a_quantizer_behind_max_pooling_moves_in_front_of_it(cnn: Model) -> None:
+    plan = place(cnn, OPENVINO, variant(OPENVINO, Family.CORE))
+    assert Placement("v1", "MaxPool_2", 0) in plan.specs
+    assert not any(p.value == "v2" for p in plan.specs)
+    stays = place(cnn, ORT, ORT.variants[0])
+    assert any(p.value == "v2" for p in stays.specs)
+
+
+def test_inputs_and_readers_of_a_concat_share_a_scale(cnn: Model) -> None:
+    plan = place(cnn, OPENVINO, variant(OPENVINO, Family.CORE, Family.CONCAT))
+    (tie,) = plan.ties
+    joined = {p for p in plan.specs if p.consumer == "Concat_6"}
+    assert joined < tie
+    assert Placement("v6", "Conv_7", 0) in tie
+
+
+def test_onnx_runtime_quantizes_results_behind_the_fused_activation(cnn: Model) -> None:
+    plan = place(cnn, ORT, ORT.variants[0])
+    assert Placement("v1") in plan.specs
+    assert Placement("v0") not in plan.specs
+    assert "Conv_0" in plan.int32_bias
+
+
+def test_every_float_node_has_a_reason(cnn: Model) -> None:
+    for profile in PROFILES.values():
+        plan = place(cnn, profile, profile.variants[0])
+        quantized = {p.consumer for p in plan.weights}
+        refused = {r.node for r in plan.refusals}
+        assert quantized | refused == {str(n.name) for n in cnn.graph}
+        assert all(r.reason for r in plan.refusals)
+
+
+def test_three_dimensional_convolutions_of_odd_channels_are_refused_with_the_reason(net) -> None:
+    n = net((1, 3, 4, 4, 4))
+    n.conv(3, 16, rank=3)
+    n.conv(16, 16, rank=3)
+    plan = place(n.model(), ORT, ORT.variants[0])
+    assert {p.consumer for p in plan.weights} == {"Conv_1"}
+    assert any("multiple of 4" in r.reason for r in plan.refusals if r.node == "Conv_0")
+
+
+def test_globs_keep_layers_float_by_node_name_and_module_path(cnn: Model) -> None:
+    named = Model(
+        graph_model=cnn.graph_model, origin={"Conv_0": ("node_1", "encoder.stem"), "Conv_7": ("decoder.up.conv",)}
+    )
+    for pattern, kept in (("Conv_0", "Conv_0"), ("decoder.*", "Conv_7"), ("encoder.stem", "Conv_0")):
+        plan = place(named, OPENVINO, OPENVINO.variants[0], Policy(precision={pattern: "float"}))
+        assert kept not in {p.consumer for p in plan.specs}
+        assert any(r.node == kept and pattern in r.reason for r in plan.refusals)
+
+
+def test_the_last_matching_glob_decides(cnn: Model) -> None:
+    policy = Policy(precision={"*": "float", "Conv_3": "int8"})
+    plan = place(cnn, OPENVINO, variant(OPENVINO, Family.CORE), policy)
+    assert {p.consumer for p in plan.weights} == {"Conv_3"}
+
+
+def test_a_glob_that_matches_nothing_is_an_error(cnn: Model) -> None:
+    with pytest.raises(ConfigError, match="decodr"):
+        place(cnn, OPENVINO, OPENVINO.variants[0], Policy(precision={"decodr.*": "float"}))
+
+
+def test_a_model_without_products_is_refused(net) -> None:
+    n = net((1, 4))
+    n("Relu")
+    with pytest.raises(ModelError, match="nothing in this model"):
+        place(n.model(), OPENVINO, OPENVINO.variants[0])
+
+
+def test_storage_takes_every_weight_that_is_not_kept_float(cnn: Model) -> None:
+    plan = place_weights(cnn, ORT, Policy(precision={"Conv_10": "float"}))
+    assert {p.consumer for p in plan.weights} == {"Conv_0", "Conv_3", "Conv_7"} | ({"Conv_10"} & set())
+    assert plan.activations == ()
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=str)
+def test_profiles_say_where_their_facts_come_from(profile: Profile) -> None:
+    assert profile.facts
+    assert all(fact.says and fact.source and fact.version for fact in profile.facts)
+    assert profile.variants
+    assert len({v.name for v in profile.variants}) == len(profile.variants)

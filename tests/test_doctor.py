@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+
+import pytest
+
+from fptq.doctor import State, diagnose, memory_gb, packages, processor
+from fptq.engines import DEPLOYABLE
+from fptq.engines.cpu import CpuFeatures
+
+
+def test_the_engines_are_started_and_every_topic_is_covered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "none" / "yet"))
+    found = diagnose()
+    assert {check.topic for check in found} >= {"engine", "package", "processor", "gpu", "disk"}
+    engines = {check.name: check for check in found if check.topic == "engine"}
+    assert set(engines) == set(DEPLOYABLE)
+    assert engines["onnxruntime"].found == importlib.metadata.version("onnxruntime")
+    assert str(tmp_path) in next(check.found for check in found if check.name == "cache")
+    assert not (tmp_path / "none").exists(), "a diagnosis changes nothing"
+
+
+def test_a_missing_package_names_its_own_extra() -> None:
+    requirements = ["numpy>=1.26", "no-such>=1.0; extra == 'bundle'", "no-such>=1.0; extra == 'no-such'"]
+    found = {check.name: check for check in packages([*requirements, "also-none>=2; extra == 'dev'"])}
+    assert set(found) == {"numpy", "no-such"}
+    assert found["numpy"].state is State.OK
+    assert found["no-such"].state is State.MISSING
+
+
+def test_the_remedy_of_a_missing_extra_can_be_pasted() -> None:
+    (check,) = packages(["no_such_package>=1.0; extra == 'medical'"])
+    assert check.remedy == "pip install 'fptq[medical]'"
+
+
+def test_an_old_package_is_a_warning() -> None:
+    (check,) = packages(["numpy>=999.1; extra == 'torch'"])
+    assert check.state is State.WARNING
+    assert "fptq needs 999.1 or newer" in check.found
+    assert check.remedy == "pip install 'fptq[torch]' --upgrade"
+
+
+@pytest.mark.parametrize(
+    ("features", "state", "says"),
+    [
+        ({"avx2"}, State.WARNING, "saturate"),
+        ({"avx2", "avx_vnni"}, State.OK, "one instruction"),
+        ({"i8mm"}, State.OK, "one instruction"),
+        (set(), State.WARNING, "no integer product"),
+    ],
+)
+def test_what_the_processor_can_do_is_said(features: set[str], state: State, says: str) -> None:
+    cpu = CpuFeatures(name="x", architecture="y", threads=4, features=frozenset(features))
+    int8 = next(check for check in processor(cpu) if check.name == "int8")
+    assert int8.state is state
+    assert says in int8.found
+    assert bool(int8.remedy) == (state is not State.OK)
+
+
+def test_free_memory_is_part_of_the_whole() -> None:
+    free, total = memory_gb()
+    assert total is None or total > 0
+    assert free is None or total is None or free <= total
