@@ -11,6 +11,8 @@ import time
 from dataclasses import dataclass, field
 
 import onnxruntime
+import onnxscript.rewriter
+import onnxscript.version_converter  # noqa: F401  imported late by fptq; imports are not calibration
 
 import fptq
 from peers import common
@@ -21,15 +23,18 @@ THREADS = 2
 
 @dataclass(frozen=True)
 class CalibrationWatch:
-    """A progress callback that notes when each calibration sample is done, and the peak memory until then."""
+    """A progress callback that notes when each calibration sample is done, and the peak memory since the first."""
 
     job: common.Job
     peaks_mb: list[float] = field(default_factory=list)
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        if what == "calibrate":
-            self.job.loads.append((done, time.perf_counter(), common.waited_s()))
-            self.peaks_mb.append(common.memory_mb("VmHWM"))
+        if what != "calibrate":
+            return
+        if done == 0:
+            common.forget_peak()  # loading and its parity checks are behind us
+        self.job.loads.append((done, time.perf_counter(), common.waited_s()))
+        self.peaks_mb.append(common.memory_mb("VmHWM"))
 
 
 def quantize_with_fptq(job: common.Job, watch: CalibrationWatch) -> None:
@@ -63,7 +68,7 @@ def main() -> None:
         common.run(job, forward, version=onnxruntime.__version__)
         return
     watch = CalibrationWatch(job)
-    fptq.quantize  # noqa: B018  imports it now: imports are not calibration
+    fptq.quantize  # noqa: B018  imports it now
     common.run(job, lambda _: quantize_with_fptq(job, watch), version=fptq.__version__, peaks_mb=watch.peaks_mb)
 
 

@@ -44,7 +44,9 @@ def main() -> None:
     result.save("out")
 
     report = result.report
-    print(f"{report.engine.name} {report.engine.version}: {report.speedup:.2f}x faster, {report.compression:.2f}x smaller")
+    print(
+        f"{report.engine.name} {report.engine.version}: {report.speedup:.2f}x faster, {report.compression:.2f}x smaller"
+    )
     print(f"same class: {report.quantized.scores['same_class'].value:.2%} of the pixels")
     for refusal in report.refusals:
         print(f"kept float: {refusal.node} ({refusal.op}): {refusal.reason}")

@@ -32,13 +32,14 @@ def main() -> None:
         pipeline(volume)
     print(samples)
 
-    result = fptq.quantize(pipeline.net, calibration=samples, engine="onnxruntime", gate_seconds=5)
+    # A toy is too small to time; for a real network leave the gate on.
+    result = fptq.quantize(pipeline.net, calibration=samples, engine="onnxruntime", gate="off")
     before = pipeline(volume)
     pipeline.net = result.as_module()
     after = pipeline(volume)
 
     dice = 2 * (before & after).sum() / (before.sum() + after.sum())
-    print(f"speedup {result.report.speedup:.2f}, SQNR {result.report.agreement.sqnr_db:.1f} dB, Dice {float(dice):.4f}")
+    print(f"SQNR {result.report.agreement.sqnr_db:.1f} dB, Dice of the two masks {float(dice):.4f}")
 
 
 if __name__ == "__main__":

@@ -88,8 +88,8 @@ def run(job: Job, work: Callable[[Job], None], *, version: str, peaks_mb: Sequen
         job: What to do.
         work: Does it; everything heavy is imported before it is called.
         version: The tool's version.
-        peaks_mb: Filled by the work: the peak memory at the end of each calibration sample, where that is known.
-            Otherwise the whole work's peak counts.
+        peaks_mb: Filled by the work with the peak memory of calibration alone, where that is known; without it the
+            whole work's peak counts.
     """
     job.output.parent.mkdir(parents=True, exist_ok=True)
     before_mb = memory_mb("VmRSS")
@@ -114,6 +114,11 @@ def memory_mb(name: str) -> float:
     """
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
+def forget_peak() -> None:
+    """Let `VmHWM` start again from what is resident now (man 5 proc_pid_clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def waited_s() -> float:

@@ -39,12 +39,16 @@ def test_a_file_a_proto_and_an_ir_model_are_the_same(tmp_path):
 
 def test_a_function_by_name(tmp_path, monkeypatch):
     onnx.save(model(), tmp_path / "m.onnx")
-    (tmp_path / "my_builder_module.py").write_text("def build():\n    return 'm.onnx'\nvalue = 3\n")
+    (tmp_path / "my_builder_module.py").write_text(
+        "def build():\n    return 'm.onnx'\nvalue = 3\ndef broken():\n    return 1 / 0\n"
+    )
     monkeypatch.chdir(tmp_path)
     made = load("my_builder_module:build")
     assert made.source == "my_builder_module:build"
     with pytest.raises(ModelError, match=r"int is no network"):
         load("my_builder_module:value")
+    with pytest.raises(ModelError, match=r"my_builder_module:broken raised ZeroDivisionError"):
+        load("my_builder_module:broken")
     with pytest.raises(ModelError, match=r"absent"):
         load("my_builder_module:absent")
 
@@ -130,7 +134,8 @@ def test_a_custom_operator_is_named():
 
 def test_operators_of_onnx_runtime_are_taken():
     nodes = [helper.make_node("FastGelu", ["x"], ["y"], domain="com.microsoft")]
-    assert load(model(nodes, {}, domains=["com.microsoft"], opset=14)).notes == ()
+    (note,) = load(model(nodes, {}, domains=["com.microsoft"], opset=14)).notes
+    assert "com.microsoft::FastGelu" in note
 
 
 @pytest.mark.parametrize("op_type", ["QuantizeLinear", "DynamicQuantizeLinear"])
@@ -193,6 +198,10 @@ def test_dynamic_axes_of_a_file_are_kept_fixed_or_picked():
 def test_dynamic_axes_that_cannot_be(dynamic, error, text):
     with pytest.raises(error, match=text):
         load(model(x=("N", 3, 6, 6)), options=LoadOptions(dynamic=dynamic))
+
+
+def test_an_example_of_another_size_leaves_the_check_to_random_inputs():
+    assert load(model(), example=np.zeros((5, 3, 6, 6), np.float32)).notes == ()
 
 
 def test_token_inputs_stay_inside_their_table():

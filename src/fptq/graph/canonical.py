@@ -32,18 +32,23 @@ class Canonical:
         graph_model: The graph.
         origin: Where each node came from.
         halves: The half-precision dtypes that became float32.
+        contributed: Operations outside the ONNX standard that ONNX Runtime knows.
     """
 
     graph_model: ir.Model
     origin: Mapping[str, tuple[str, ...]]
     halves: frozenset[str]
+    contributed: frozenset[str]
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the conversion changed that a reader of the results must know."""
-        if not self.halves:
-            return ()
-        return (f"The model is in {' and '.join(sorted(self.halves))}; it was widened to float32.",)
+        notes = []
+        if self.halves:
+            notes.append(f"The model is in {' and '.join(sorted(self.halves))}; it was widened to float32.")
+        if self.contributed:
+            notes.append(f"Other engines than ONNX Runtime may refuse {', '.join(sorted(self.contributed))}.")
+        return tuple(notes)
 
 
 def canonicalize(graph_model: ir.Model) -> Canonical:
@@ -75,7 +80,8 @@ def canonicalize(graph_model: ir.Model) -> Canonical:
         common.ClearMetadataAndDocStringPass()(model)
         for value in query.values(model).values():
             value.metadata_props.clear()
-    return Canonical(graph_model=model, origin=names, halves=halves)
+    contributed = frozenset(f"{node.domain}::{node.op_type}" for node in model.graph if node.domain)
+    return Canonical(graph_model=model, origin=names, halves=halves, contributed=contributed)
 
 
 def _prepare(model: ir.Model) -> None:

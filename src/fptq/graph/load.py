@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import onnx_ir as ir
 
-from fptq.errors import DataError, ModelError
+from fptq.errors import DataError, MissingExtra, ModelError
 from fptq.graph import parity
 from fptq.graph.axes import Axes, fix_axes, parse_axes, require_axes, symbols
 from fptq.graph.canonical import Canonical, canonicalize
@@ -163,14 +163,14 @@ def _fix(model: ir.Model, axes: Axes, example: object) -> None:
 
 def _check(original: ir.Model, made: Canonical, example: object) -> list[str]:
     """The parity gate between a file and its canonical form; what could not be checked."""
-    candidates = [example] if example is not None else list(random_feeds(original))
+    # A whole volume as the example of a patch network does not run: random patches do.
+    given = [] if example is None else [example_feeds(original, example)]
     problem = ""
-    for candidate in candidates:
-        feeds = example_feeds(original, candidate)
+    for feeds in (*given, *random_feeds(original)):
         try:
             reference = parity.graph_reference(original, feeds, name="the file")
         except ModelError as error:
-            problem = str(error)
+            problem = error.what
             continue
         tolerance = parity.HALF if made.halves else parity.SINGLE
         converted = example_feeds(made.graph_model, feeds)
@@ -198,8 +198,10 @@ def _load_program(path: Path, example: object, options: LoadOptions) -> Model:
             rule=".pt2 files hold pickled parts",
             remedy="If you trust where it comes from, say so with --trust",
         )
-    from fptq.graph import modules
-
+    try:
+        from fptq.graph import modules
+    except ImportError as error:
+        raise MissingExtra("torch", extra="torch", purpose="reading .pt2 programs") from error
     return modules.load_program(path, example)
 
 
@@ -222,4 +224,12 @@ def _call(spec: str) -> Any:
             rule="the form is package.module:function",
             remedy="Check the names and that the package is installed or in this folder",
         ) from error
-    return function() if callable(function) and not _is_module(function) else function
+    if not callable(function) or _is_module(function):
+        return function
+    try:
+        return function()
+    except Exception as error:
+        raise ModelError(
+            f"{spec} raised {type(error).__name__}: {error}",
+            rule="it is called without arguments and returns a network",
+        ) from error

@@ -33,7 +33,7 @@ def load_module(module: nn.Module, example: object, *, others: Sequence[object],
         ParityError: The graph computes something else.
         ConfigError: An axis is not the module's.
     """
-    subject = _Subject(module=module, call=take_apart(module, example))
+    subject = _run(module, take_apart(module, example))
     if dynamic == "auto":
         return _load_auto(subject, [take_apart(module, other) for other in others])
     if dynamic == "none":
@@ -58,16 +58,21 @@ def load_program(path: Path, example: object) -> Model:
         raise ModelError(f"{path.name} cannot be read: {error}", rule="it must be a torch.export program") from error
     module = program.module()
     call = take_apart(module, program.example_inputs if example is None else example)
-    loaded = _finish(_Subject(module=module, call=call), from_torch.export_program(program, call))
+    loaded = _finish(_run(module, call), from_torch.export_program(program, call))
     return replace(loaded.model, source=str(path))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
-    """A module and an example of how it is called."""
+    """A module, an example of how it is called, and what it returned."""
 
     module: nn.Module
     call: TorchCall
+    result: object
+
+
+def _run(module: nn.Module, call: TorchCall) -> _Subject:
+    return _Subject(module=module, call=call, result=from_torch.run_module(module, call))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +95,7 @@ def _load_auto(subject: _Subject, others: Sequence[TorchCall]) -> Model:
             if not problem:
                 other = next((call for call in others if call.shapes != shapes), None)
                 if other is not None:
-                    _check(replace(subject, call=other), loaded.made, loaded.exported)
+                    _check(_run(subject.module, other), loaded.made, loaded.exported)
                 return replace(loaded.model, notes=(*loaded.model.notes, *_fixed_notes(loaded.model, axes)))
         except ModelError as error:
             problem = error.what
@@ -106,30 +111,28 @@ def _finish(subject: _Subject, exported: Exported) -> _Loaded:
     """The canonical graph, the parity gate, and the model."""
     kind = type(subject.module)
     made = canonicalize(exported.graph_model)
-    result = _check(subject, made, exported)
+    _check(subject, made, exported)
     outputs = [str(value.name) for value in made.graph_model.graph.outputs]
     model = Model(
         graph_model=made.graph_model,
         origin=made.origin,
         source=f"{kind.__module__}.{kind.__qualname__}",
         notes=made.notes,
-        signature=subject.call.signature(result=result, names=outputs),
+        signature=subject.call.signature(result=subject.result, names=outputs),
     )
     return _Loaded(model=model, made=made, exported=exported)
 
 
-def _check(subject: _Subject, made: Canonical, exported: Exported) -> object:
-    """The parity gate between a module and its graph; what the module returned."""
-    result = from_torch.run_module(subject.module, subject.call)
+def _check(subject: _Subject, made: Canonical, exported: Exported) -> None:
+    """The parity gate between a module and its graph."""
     tensors = tuple(subject.call.tensors.values())
     reference = parity.Reference(
         name=type(subject.module).__name__,
-        outputs=[to_numpy(leaf) for leaf in tensor_leaves(result)],
+        outputs=[to_numpy(leaf) for leaf in tensor_leaves(subject.result)],
         values=lambda names: exported.intermediates(tensors, names),
     )
     feeds = example_feeds(made.graph_model, subject.call.feeds)
     parity.check_parity(made.graph_model, feeds, reference, tolerance=parity.HALF if made.halves else parity.SINGLE)
-    return result
 
 
 def _checked(axes: Axes, call: TorchCall) -> Axes:

@@ -120,7 +120,14 @@ def _expand_new_operations(model: ir.Model) -> None:
             del lean.graph.initializers[name]
             lean.graph.inputs.append(value)
     names = [("", op_type) for op_type in sorted(newer)]
-    proto = inliner.inline_selected_functions(ir.to_proto(lean), names, inline_schema_functions=True)
+    try:
+        proto = inliner.inline_selected_functions(ir.to_proto(lean), names, inline_schema_functions=True)
+    except RuntimeError as error:  # an internal assertion, for instance on a left-out input of a definition
+        raise ModelError(
+            f"{', '.join(sorted(newer))} cannot be expanded into operations of opset {OPSET}",
+            rule=f"fptq works in opset {OPSET}",
+            remedy=f"Export the model with opset {OPSET}",
+        ) from error
     expanded = ir.from_proto(proto)
     for value in expanded.graph.inputs[count:]:
         value.const_value = stored[value.name or ""]

@@ -173,6 +173,8 @@ def _difference(found: Array, expected: Array) -> str:
     if found.shape != expected.shape:
         return f"has shape {list(found.shape)} instead of {list(expected.shape)}"
     if found.dtype.kind == "f":
+        if not np.array_equal(np.isfinite(found), np.isfinite(expected)):
+            return "is NaN or infinite in other places"
         return f"agrees to {sqnr(found, expected):.1f} dB only"
     return f"agrees in {np.mean(found == expected):.1%} of its values only"
 

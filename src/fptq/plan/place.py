@@ -75,7 +75,8 @@ def place(model: Model, profile: Profile, variant: Variant, policy: Policy | Non
             reason = f"inputs of {node.op_type} stay float in the placement {variant.name!r}"
             refusals.append(Refusal(node=str(node.name), op=node.op_type, reason=reason))
             continue
-        specs |= _activation_specs(node, verdict, policy.activation(variant.activation))
+        asked = policy.activation(variant.activation)
+        specs |= _activation_specs(node, verdict, asked, profile if policy.symmetric is None else None)
         if verdict.weight is not None:
             placement, spec = _weight_spec(node, verdict.weight, profile, policy)
             specs[placement] = spec
@@ -91,7 +92,8 @@ def place(model: Model, profile: Profile, variant: Variant, policy: Policy | Non
         int32_bias=frozenset(biases),
         refusals=tuple(refusals),
     )
-    return replace(plan, ties=tuple(_ties(model, plan)))
+    ties = tuple(_ties(model, plan))
+    return replace(plan, specs=_agreed(plan.specs, ties), ties=ties)
 
 
 def names_of(model: Model, node: ir.Node) -> tuple[str, ...]:
@@ -110,6 +112,9 @@ def _verdict(model: Model, node: ir.Node, profile: Profile, policy: Policy) -> R
     wanted = policy.wants(names_of(model, node))
     if wanted is not None and wanted.startswith("float"):
         return Refusal(node=name, op=op, reason=f"kept {wanted}")
+    if rule.quantizes_output and _fused_output(node, rule).is_graph_output():
+        reason = f"its result is an output of the network: {profile.engine}'s kernel would have to quantize it"
+        return Refusal(node=name, op=op, reason=reason)
     if wanted is None:
         for condition in rule.conditions:
             if (failed := condition(node)) is not None:
@@ -133,12 +138,46 @@ def _readers_through(value: ir.Value, transparent: frozenset[str]) -> Iterator[t
             yield from _readers_through(node.outputs[0], transparent)
 
 
-def _activation_specs(node: ir.Node, rule: Rule, spec: QuantizerSpec) -> dict[Placement, QuantizerSpec]:
+def _activation_specs(
+    node: ir.Node, rule: Rule, spec: QuantizerSpec, profile: Profile | None
+) -> dict[Placement, QuantizerSpec]:
     indices = range(len(node.inputs)) if rule.family is Family.CONCAT else rule.activations
-    specs = {Placement(str(_named(node, index)), str(node.name), index): spec for index in indices}
+    specs = {
+        Placement(_named(node, index), str(node.name), index): _fitting(node.inputs[index], rule, spec, profile)
+        for index in indices
+    }
     if rule.quantizes_output:
         specs[Placement(str(_fused_output(node, rule).name))] = spec
     return specs
+
+
+def _fitting(value: ir.Value | None, rule: Rule, spec: QuantizerSpec, profile: Profile | None) -> QuantizerSpec:
+    """The variant's quantizer, with the sign that the value and the kernel ask for; without a profile as it is.
+
+    A value that is never negative wastes half of a signed range, and its unsigned zero point is 0 anyway.
+    """
+    assert value is not None
+    if profile is None:
+        return spec
+    producer = _maker(value, profile.transparent)
+    made_by = producer.op_type if producer is not None else ""
+    unsigned = replace(spec, signed=False, symmetric=False)
+    if made_by in _NEVER_NEGATIVE:
+        return unsigned
+    if rule.zero_point_free:
+        return replace(spec, signed=True, symmetric=True)
+    return unsigned if made_by in profile.unsigned_behind else spec
+
+
+_NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "Abs", "Exp", "Sqrt", "Softplus"})
+
+
+def _maker(value: ir.Value, transparent: frozenset[str]) -> ir.Node | None:
+    """The node that made a value's contents, looking back through operations that keep codes."""
+    node = value.producer()
+    while node is not None and node.op_type in transparent and node.inputs[0] is not None:
+        node = node.inputs[0].producer()
+    return node
 
 
 def _named(node: ir.Node, index: int) -> str:
@@ -168,7 +207,8 @@ def _hoisted(
 ) -> dict[Placement, QuantizerSpec]:
     """Quantizers moved in front of operations that keep codes, which then run on integers too.
 
-    Only where every reader behind the operation asks for the same quantizer.
+    Only where every reader behind the operation asks for the same quantizer; and not a signed one through MaxPool:
+    ONNX Runtime 1.32 rewrites signed pairs around it into a graph that it then refuses (opset 21).
     """
     hoisted = dict(specs)
     for node in reversed(list(model.graph)):
@@ -177,7 +217,7 @@ def _hoisted(
             continue
         behind = [Placement(str(value.name), str(reader.name), index) for reader, index in query.readers(value)]
         asked = {hoisted.get(placement) for placement in behind}
-        if len(asked) == 1 and (spec := asked.pop()) is not None:
+        if len(asked) == 1 and (spec := asked.pop()) is not None and not (spec.signed and node.op_type == "MaxPool"):
             for placement in behind:
                 del hoisted[placement]
             hoisted[Placement(_named(node, 0), str(node.name), 0)] = spec
@@ -202,6 +242,18 @@ def _ties(model: Model, plan: Plan) -> Iterator[frozenset[Placement]]:
             group |= by_value[value]
         groups.append(group)
     yield from (frozenset(group) for group in _merged(groups) if len(group) > 1)
+
+
+def _agreed(
+    specs: Mapping[Placement, QuantizerSpec], ties: Sequence[frozenset[Placement]]
+) -> dict[Placement, QuantizerSpec]:
+    """One quantizer for each tie: an unsigned one if any member asks for it, for it covers every range."""
+    agreed = dict(specs)
+    for tie in ties:
+        asked = [specs[placement] for placement in sorted(tie)]
+        chosen = next((spec for spec in asked if not spec.signed), asked[0])
+        agreed |= dict.fromkeys(tie, chosen)
+    return agreed
 
 
 def _merged(groups: Sequence[set[Placement]]) -> list[set[Placement]]:

@@ -46,6 +46,7 @@ class Rule:
         quantizes_output: The integer kernel exists only when the result is quantized too.
         fused: Operations that the kernel absorbs before it quantizes its result.
         int32_bias: The kernel wants its bias as int32 codes.
+        zero_point_free: The integer kernel exists only for activations whose zero point is code 0.
         conditions: What a node must satisfy; the first reason given refuses it.
     """
 
@@ -56,6 +57,7 @@ class Rule:
     quantizes_output: bool = False
     fused: frozenset[str] = frozenset()
     int32_bias: bool = False
+    zero_point_free: bool = False
     conditions: tuple[Condition, ...] = ()
 
 
@@ -77,6 +79,7 @@ class Profile:
         weight: Quantizer of stored weights; its granularity says per tensor or per output channel.
         rules: One for each operation that has an integer kernel.
         variants: Placements worth measuring, the most accurate first.
+        unsigned_behind: Operations behind which a signed quantizer must not stand.
         transparent: Operations that pass codes through unchanged: a quantizer behind them moves in front of them.
         passes: Names of the rewrites that the engine gains by (see `fptq.rewrite`).
         facts: Why the rules are what they are.
@@ -86,7 +89,8 @@ class Profile:
     weight: QuantizerSpec
     rules: tuple[Rule, ...]
     variants: tuple[Variant, ...]
-    transparent: frozenset[str]
+    transparent: frozenset[str] = frozenset()
+    unsigned_behind: frozenset[str] = frozenset()
     passes: tuple[str, ...] = ()
     facts: tuple[Fact, ...] = ()
 

@@ -36,7 +36,6 @@ ONNXRUNTIME_CPU = Profile(
         Rule(op="MatMul", family=Family.CORE, weight=1, conditions=(MatrixWeight(),)),
     ),
     variants=(Variant(name="products", families=frozenset({Family.CORE}), activation=_UNSIGNED),),
-    transparent=frozenset(),
     passes=("matmul_add_to_gemm",),
     facts=(
         Fact(

@@ -1,0 +1,77 @@
+"""The numbers as Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from bars import Bar
+from fptq.engines import ENGINES
+from fptq.engines.cpu import detect
+from measure import ONNXRUNTIME, OPENVINO, OPENVINO_F32, SIMULATION, THREADS, TIMED
+from results import Measured, Row
+
+
+def markdown(found: Sequence[Measured], every: Sequence[Bar]) -> str:
+    """All tables: the machine, the bars, and for each network what each tool reached."""
+    parts = [_machine(found), "## Bars\n\n" + _bars(every)]
+    parts += [f"## {measured.network}\n\n{_network(measured)}" for measured in found]
+    return "\n\n".join(parts)
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def number(value: float, digits: int = 1) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _machine(found: Sequence[Measured]) -> str:
+    cpu = detect()
+    engines = ", ".join(f"{engine.name} {engine.version()}" for engine in ENGINES.values())
+    tools = {row.tool: row.version for measured in found for row in measured.rows if row.version}
+    versions = ", ".join(f"{tool} {version}" for tool, version in tools.items())
+    features = ", ".join(sorted(cpu.features))
+    return f"{cpu.name} ({features}); {THREADS} threads, batch 1; {engines}; {versions}."
+
+
+def _bars(every: Sequence[Bar]) -> str:
+    rows = (
+        (
+            bar.what,
+            bar.network,
+            number(bar.value, 3),
+            f"{'<=' if bar.at_most else '>='} {bar.limit:g}",
+            "met" if bar.met else "**missed**",
+            bar.beside,
+        )
+        for bar in sorted(every, key=lambda bar: bar.what)
+    )
+    return table(("what", "network", "value", "bar", "", "beside"), rows)
+
+
+def _network(measured: Measured) -> str:
+    head = ["tool", *(f"{setting.name} [ms]" for setting in TIMED)]
+    head += [f"SQNR {setting.name} [dB]" for setting in (OPENVINO_F32, OPENVINO, ONNXRUNTIME, SIMULATION)]
+    head += ["size [MB]", "per sample [s]", "peak [MB]", "total [s]"]
+    text = table(head, (_cells(row) for row in measured.rows))
+    failed = [f"{row.label}: {row.error}" for row in measured.rows if row.error]
+    dice = [
+        f"{row.label}: Dice {row.dice.get('agreement_dice', float('nan')):.4f} against the float mask, "
+        f"{row.dice.get('dice', float('nan')):.4f} against the label"
+        for row in measured.rows
+        if row.dice
+    ]
+    return "\n".join([text, "", *(f"- {line}" for line in [*dice, *failed])]).rstrip()
+
+
+def _cells(row: Row) -> list[str]:
+    times = [
+        f"{number(row.latency[s.name].median_ms)} ({row.latency[s.name].counted})" if s.name in row.latency else "-"
+        for s in TIMED
+    ]
+    errors = [number(row.sqnr_db.get(s.name, math.nan)) for s in (OPENVINO_F32, OPENVINO, ONNXRUNTIME, SIMULATION)]
+    rest = [number(row.size_mb, 2), number(row.per_sample_s, 3), number(row.peak_mb, 0), number(row.seconds)]
+    return [row.label, *times, *errors, *rest]

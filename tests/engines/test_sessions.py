@@ -1,0 +1,145 @@
+"""The contract of every engine: what a new one must do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fptq.calibrate import calibrate
+from fptq.engines import ENGINES, CompileOptions, engine_named
+from fptq.engines.benchmark import Timing, interleaved
+from fptq.engines.footprint import footprint
+from fptq.errors import ConfigError, DataError, EngineError
+from fptq.graph.model import Model
+from fptq.graph.write import save
+from fptq.plan import PROFILES, materialize, place
+
+OPTIONS = CompileOptions(threads=1)
+EACH = [pytest.param(name, marks=pytest.mark.engine(ENGINES[name].extra)) for name in ENGINES]
+
+
+def compiled(name: str, model: Model, folder: Path):
+    save(model, folder / "m.onnx")
+    return engine_named(name).compile(folder / "m.onnx", OPTIONS)
+
+
+def sqnr(exact: np.ndarray, found: np.ndarray) -> float:
+    return float(10 * np.log10(np.square(exact).sum() / np.square(exact - found).sum()))
+
+
+@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_convolutions_of_every_rank_equal_the_simulation_in_float(name: str, rank: int, net, tmp_path) -> None:
+    n = net((1, 4, *[8] * rank))
+    n.conv(4, 16, rank=rank)
+    n("Relu")
+    n("ConvTranspose", n.stored(16, 6, *[3] * rank), strides=[2] * rank, output_padding=[1] * rank, pads=[1] * 2 * rank)
+    model = n.model()
+    x = {"x": np.random.default_rng(0).standard_normal((1, 4, *[8] * rank)).astype(np.float32)}
+    reference = compiled("simulation", model, tmp_path)(x)
+    found = compiled(name, model, tmp_path)(x)
+    assert found.keys() == reference.keys()
+    for output, exact in reference.items():
+        np.testing.assert_allclose(found[output], exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.engine)
+def test_every_variant_computes_the_simulated_numbers(name: str, profile, cnn: Model, samples, tmp_path) -> None:
+    for variant in profile.variants:
+        made = materialize(cnn, calibrate(cnn, place(cnn, profile, variant), samples))
+        exact = compiled("simulation", cnn, tmp_path)(samples[0])["v10"]
+        simulated = compiled("simulation", made, tmp_path)(samples[0])["v10"]
+        found = compiled(name, made, tmp_path)(samples[0])["v10"]
+        assert abs(sqnr(exact, found) - sqnr(exact, simulated)) < 0.7, variant.name
+
+
+@pytest.mark.engine("openvino")
+def test_openvino_really_runs_integers(cnn: Model, samples, tmp_path) -> None:
+    profile = PROFILES["openvino"]
+    made = materialize(cnn, calibrate(cnn, place(cnn, profile, profile.variants[0]), samples))
+    ran = {
+        name: run.precision for run in compiled("openvino", made, tmp_path).profile(samples[0]) for name in run.nodes
+    }
+    assert [ran.get(f"Conv_{i}") for i in (0, 3, 7)] == ["int8"] * 3
+
+
+def test_onnx_runtime_really_runs_integers(cnn: Model, samples, tmp_path) -> None:
+    profile = PROFILES["onnxruntime"]
+    made = materialize(cnn, calibrate(cnn, place(cnn, profile, profile.variants[0]), samples))
+    runs = compiled("onnxruntime", made, tmp_path).profile(samples[0])
+    assert sum(run.op == "QLinearConv" for run in runs) == 3
+    assert all(run.precision == "int8" for run in runs if run.op == "QLinearConv")
+
+
+def test_gemm_with_an_int32_bias_runs_as_qgemm(net, tmp_path) -> None:
+    n = net((8, 32))
+    n("Gemm", n.stored(32, 16), n.stored(16))
+    model = n.model()
+    x = [{"x": np.random.default_rng(0).standard_normal((8, 32)).astype(np.float32)}]
+    profile = PROFILES["onnxruntime"]
+    made = materialize(model, calibrate(model, place(model, profile, profile.variants[0]), x))
+    assert {run.op for run in compiled("onnxruntime", made, tmp_path).profile(x[0])} >= {"QGemm"}
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_missing_input_is_named(name: str, cnn: Model, tmp_path) -> None:
+    with pytest.raises(DataError, match="'x'"):
+        compiled(name, cnn, tmp_path)({"y": np.zeros(1, np.float32)})
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_what_an_engine_refuses_is_an_engine_error(name: str, tmp_path) -> None:
+    (tmp_path / "bad.onnx").write_bytes(b"this is no model")
+    with pytest.raises(EngineError, match=r"bad\.onnx"):
+        engine_named(name).compile(tmp_path / "bad.onnx", OPTIONS)
+
+
+def test_an_unknown_engine_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="openvino"):
+        engine_named("tensorflow")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.engine("openvino"))])
+def test_memory_is_measured_in_a_process_of_its_own(name: str, cnn: Model, samples, tmp_path) -> None:
+    save(cnn, tmp_path / "m.onnx")
+    found = footprint(tmp_path / "m.onnx", name, samples[0], OPTIONS)
+    assert 0 < found.peak_memory_mb < 2000
+    assert found.load_s > 0
+
+
+class Clockwork:
+    """A session whose runs take what it is told."""
+
+    load_s = 0.0
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = list(seconds)
+        self.log: list[float] = []
+
+    def time(self, feeds: object) -> float:
+        self.log.append(self.seconds[len(self.log) % len(self.seconds)])
+        return self.log[-1]
+
+
+def test_contenders_take_turns_after_a_warm_up() -> None:
+    fast, slow = Clockwork(9.0, 0.010), Clockwork(9.0, 0.020)
+    fast.seconds += [0.010] * 10
+    slow.seconds += [0.020] * 10
+    found = interleaved({"fast": fast, "slow": slow}, {}, rounds=5)  # type: ignore[dict-item]
+    assert len(fast.log) == len(slow.log) == 6
+    assert found["fast"].median_ms == pytest.approx(10.0)
+    assert found["fast"].speedup_over(found["slow"]) == pytest.approx(2.0)
+
+
+def test_runs_that_waited_for_a_processor_do_not_count() -> None:
+    timing = Timing(samples=(10.0, 50.0, 11.0, 12.0), waited=(0.0, 0.6, 0.01, 0.0))
+    assert timing.counted == (10.0, 11.0, 12.0)
+    assert timing.runs == 3
+
+
+def test_where_every_run_waited_the_calmer_half_counts() -> None:
+    timing = Timing(samples=tuple(range(1, 9)), waited=(0.5, 0.1, 0.2, 0.9, 0.8, 0.7, 0.3, 0.6))
+    assert timing.counted == (1, 2, 3, 7)

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from fptq.calibrate import CalibrationOptions, collect
+from fptq.engines import ENGINES
+from fptq.graph.model import Model
+from fptq.numerics import QuantizerSpec
+from fptq.plan import PROFILES, Policy, Refusal, materialize
+from fptq.search import Candidates, Gate
+
+pytestmark = pytest.mark.engine("openvino")
+
+
+def candidates(model: Model, engine: str = "openvino") -> Candidates:
+    return Candidates(model=model, profile=PROFILES[engine], policy=Policy(), options=CalibrationOptions())
+
+
+def test_variants_that_come_out_equal_are_measured_once(net) -> None:
+    n = net((1, 4, 8, 8))
+    n.conv(4, 8)
+    plans = candidates(n.model()).plans()
+    assert len(plans) == 2  # unsigned and signed: there is nothing to join, add or normalise
+    activations = {next(iter(p.specs[a] for a in p.activations)).signed for p in plans.values()}
+    assert activations == {False, True}
+
+
+def test_one_pass_collects_for_every_variant(cnn: Model, samples) -> None:
+    made = candidates(cnn)
+    statistics = collect(cnn, made.statistics_needed(), samples)
+    for name in made.plans():
+        candidate = made.make(name, statistics)
+        assert materialize(cnn, candidate.encoding).graph
+
+
+def test_a_layer_taken_back_says_why_and_can_keep_integer_weights(cnn: Model, samples) -> None:
+    made = candidates(cnn)
+    statistics = collect(cnn, made.statistics_needed(), samples)
+    back = (Refusal(node="Conv_7", op="Conv", reason="measured: slower"),)
+    name = next(iter(made.plans()))
+    candidate = made.make(name, statistics, back)
+    assert "Conv_7" not in {p.consumer for p in candidate.encoding.plan.specs}
+    assert [r.reason for r in candidate.encoding.plan.refusals if r.node == "Conv_7"] == ["measured: slower"]
+    stored = made.stored(candidate, "")
+    assert "Conv_7" in {p.consumer for p in stored.encoding.plan.weights}
+    assert not any(p.consumer == "Conv_7" for p in stored.encoding.plan.activations)
+
+
+def test_storage_alone_quantizes_no_activation(cnn: Model) -> None:
+    stored = candidates(cnn).stored(None, "measured: float is faster")
+    assert stored.encoding.plan.activations == ()
+    reasons = {r.reason for r in stored.encoding.plan.refusals}
+    assert "measured: float is faster" in reasons
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_the_gate_measures_and_explains(engine: str, cnn: Model, samples, tmp_path) -> None:
+    made = candidates(cnn, engine)
+    outcome = Gate(
+        engine=ENGINES[engine],
+        float_model=cnn,
+        candidates=made,
+        statistics=collect(cnn, made.statistics_needed(), samples),
+        samples=tuple(samples[:2]),
+        folder=tmp_path,
+        threads=1,
+        rounds=3,
+        seconds=5.0,
+    ).choose()
+    assert outcome.trials
+    assert outcome.latency_ms > 0
+    assert all(trial.median_ms > 0 and trial.sqnr_db is not None for trial in outcome.trials)
+    json.dumps([vars(trial) for trial in outcome.trials])
+    plan = outcome.candidate.encoding.plan
+    assert plan.weights
+    if not outcome.pays:
+        assert plan.activations == ()
+        assert any("not faster" in note for note in outcome.notes)
+    assert all(isinstance(spec, QuantizerSpec) for spec in plan.specs.values())
