@@ -10,7 +10,7 @@ import subprocess
 import sys
 import venv
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,11 @@ from layout import HERE, Folder
 FPTQ = "fptq"
 DISTURBED = 0.05
 """Share of its time that a sample's run may have waited for a core before its timing does not count."""
+ENOUGH = 3
+"""Undisturbed samples that a timing needs."""
+ATTEMPTS = 3
+
+Loads = Sequence[tuple[int, float, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +40,7 @@ class Tool:
         transformer: Its settings for transformers.
         suffix: Of the file it writes.
         calibrates_in: The engine of its float runs.
+        untimed: Settings whose samples need no undisturbed timing.
     """
 
     name: str
@@ -43,6 +49,7 @@ class Tool:
     transformer: tuple[str, ...]
     suffix: str = ".onnx"
     calibrates_in: str = "onnxruntime"
+    untimed: tuple[str, ...] = ()
 
     @property
     def is_peer(self) -> bool:
@@ -56,11 +63,10 @@ class Tool:
         return folder.quantized / name / f"model{self.suffix}"
 
 
+ENGINES = ("openvino", "onnxruntime")
 NNCF_PRESETS = (("performance", "mixed"), ("transformer",))
 TOOLS = (
-    Tool(
-        name=FPTQ, script="ours.py", convolutional=("openvino", "onnxruntime"), transformer=("openvino", "onnxruntime")
-    ),
+    Tool(name=FPTQ, script="ours.py", convolutional=ENGINES, transformer=ENGINES, untimed=ENGINES),
     Tool(
         name="ONNX Runtime",
         script="peers/ort_static.py",
@@ -109,7 +115,7 @@ class Artifact:
 
     @property
     def label(self) -> str:
-        return f"{self.tool}, {self.preset}"
+        return f"{self.tool}, {self.preset}" if self.preset else self.tool
 
     @property
     def size_mb(self) -> float:
@@ -141,6 +147,9 @@ def peers_python(folder: Path, *, requirements: Path = HERE / "peers" / "require
 def make(tool: Tool, preset: str, folder: Folder, *, python: Path, samples: int = 0) -> Artifact:
     """Run a tool, or read what an earlier run with the same inputs has left.
 
+    A run is repeated, twice at most, when other processes disturbed the timing of its samples; fptq's whole runs are
+    not: `calibration` times its samples.
+
     Args:
         tool: The tool.
         preset: Its setting.
@@ -150,37 +159,51 @@ def make(tool: Tool, preset: str, folder: Folder, *, python: Path, samples: int 
     """
     output = tool.output(folder, f"{preset}_{samples}" if samples else preset)
     artifact = Artifact(tool=tool.name, preset=preset, path=output)
-    record, stamp = Path(f"{output}.json"), output.parent / "made_from"
-    key = _key(tool, folder)
+    stamp, key = output.parent / "made_from", _key(tool, folder)
     if not (stamp.exists() and stamp.read_text() == key):
-        print(f"  {artifact.label}", flush=True)
         interpreter = python if tool.is_peer else Path(sys.executable)
         command = [str(interpreter), str(HERE / tool.script), str(folder.float_model), str(folder.calibration)]
         command += [str(output), "--preset", preset, "--samples", str(samples)]
-        error = _run(command, output.parent)
-        if error:
-            return replace(artifact, error=error)
+        for _ in range(ATTEMPTS):
+            print(f"  {artifact.label}", flush=True)
+            error = _run(command, output.parent)
+            if error:
+                return replace(artifact, error=error)
+            if preset in tool.untimed or samples or len(_calm(_record(output)["loads"])) >= ENOUGH:
+                break
         stamp.write_text(key)
-    return _read(artifact, json.loads(record.read_text(encoding="utf-8")))
+    return _read(artifact, _record(output))
 
 
-def per_sample_s(loads: Iterable[tuple[int, float, float]]) -> float:
+def per_sample_s(loads: Loads) -> float:
     """The cost of one calibration sample, out of the times at which samples were read [s].
 
     What lies between two reads belongs to the first of the two samples; a tool that walks the samples several times
     pays for a sample in each walk. The last sample is left out: behind it come bias correction and writing.
     Samples during which other processes held the cores are left out too, where others remain.
     """
-    events = list(loads)
+    times = [time for time, _ in _costs(loads)]
+    return float(np.median(_calm(loads) or times)) if times else float("nan")
+
+
+def _calm(loads: Loads) -> list[float]:
+    return [time for time, waited in _costs(loads) if waited <= DISTURBED * time]
+
+
+def _costs(loads: Loads) -> list[tuple[float, float]]:
+    """Time and time waited for a core, of every sample but the last [s]."""
     spent: dict[int, float] = defaultdict(float)
     waited: dict[int, float] = defaultdict(float)
-    for (index, at, wait), (_, next_at, next_wait) in itertools.pairwise(events):
+    for (index, at, wait), (_, next_at, next_wait) in itertools.pairwise(loads):
         spent[index] += next_at - at
         waited[index] += next_wait - wait
-    last = max((index for index, _, _ in events), default=0)
-    times = {index: time for index, time in spent.items() if index != last}
-    calm = [time for index, time in times.items() if waited[index] <= DISTURBED * time]
-    return float(np.median(calm or list(times.values()))) if times else float("nan")
+    last = max((index for index, _, _ in loads), default=0)
+    return [(time, waited[index]) for index, time in spent.items() if index != last]
+
+
+def _record(output: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads(Path(f"{output}.json").read_text(encoding="utf-8"))
+    return record
 
 
 def _read(artifact: Artifact, record: Mapping[str, Any]) -> Artifact:

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from artifacts import FORWARD, FPTQ, TOOLS, Artifact, make
+from fptq.engines import ENGINES, Session
+from fptq.engines.cpu import detect
 from fptq.errors import FptqError
 from fptq.types import Feeds
 from layout import Folder
@@ -16,11 +18,11 @@ from measure import (
     OPENVINO,
     OPENVINO_F32,
     SIMULATION,
+    THREADS,
     TIMED,
     Latency,
     Setting,
     latencies,
-    quick_ms,
     read_samples,
     sqnr_db,
 )
@@ -41,6 +43,7 @@ def contest(folder: Folder, *, python: Path, rounds: int, seconds: float) -> Mea
     """
     made = [make(tool, preset, folder, python=python) for tool in TOOLS for preset in tool.presets(folder.name)]
     forward = make(FORWARD, "forward", folder, python=python)
+    calibration = make(TOOLS[0], "calibration", folder, python=python)
     few = make(TOOLS[0], "calibration", folder, python=python, samples=FEW)
     whole = Artifact(
         tool="float", preset="", path=folder.float_model, per_sample_s=forward.per_sample_s, peak_mb=forward.peak_mb
@@ -60,9 +63,20 @@ def contest(folder: Folder, *, python: Path, rounds: int, seconds: float) -> Mea
     return Measured(
         network=folder.name,
         rows=tuple(rows),
+        calibration=_row(calibration),
         few_samples=_row(few),
         macs=convolution_macs(folder.float_model),
         peak_macs_per_s=peak_int8_macs_per_s(),
+        machine=_machine(made),
+    )
+
+
+def _machine(made: Sequence[Artifact]) -> str:
+    cpu = detect()
+    engines = [f"{engine.name} {engine.version()}" for engine in ENGINES.values()]
+    tools = dict.fromkeys(f"{artifact.tool} {artifact.version}" for artifact in made if artifact.version)
+    return (
+        f"{cpu.name} ({', '.join(sorted(cpu.features))}), {THREADS} threads, batch 1; {', '.join([*engines, *tools])}"
     )
 
 
@@ -88,7 +102,9 @@ def _latencies(files: Mapping[str, Artifact], feeds: Feeds, *, rounds: int, seco
         sessions = {}
         for setting in group:
             for label in _finalists(files, setting, feeds):
-                sessions[label, setting.name] = setting.compile(files[label].path)
+                session = _compiled(setting, files[label].path)
+                if session is not None:
+                    sessions[label, setting.name] = session
         named = {f"{label}|{setting}": session for (label, setting), session in sessions.items()}
         timed = latencies(named, feeds, rounds=rounds, seconds=seconds)
         for label, setting_name in sessions:
@@ -109,17 +125,23 @@ def _finalists(files: Mapping[str, Artifact], setting: Setting, feeds: Feeds) ->
 
 
 def _quick(setting: Setting, path: Path, feeds: Feeds) -> float:
+    """A first idea of a file's latency [ms]; infinite where the engine refuses it."""
+    session = _compiled(setting, path)
+    return latencies({"": session}, feeds, rounds=3, seconds=20)[""].median_ms if session else float("inf")
+
+
+def _compiled(setting: Setting, path: Path) -> Session | None:
     try:
-        return quick_ms(setting, path, feeds)
+        return setting.compile(path)
     except FptqError as error:
         print(f"  {setting.name} refuses {path}: {error}")
-        return float("inf")
+        return None
 
 
 def _errors(files: Mapping[str, Artifact], samples: Sequence[Feeds]) -> dict[str, dict[str, float]]:
     """Output SQNR by file and setting, against the float network on the same engine."""
     found: dict[str, dict[str, float]] = {label: {} for label in files}
-    whole = files["float, "].path
+    whole = files["float"].path
     for setting in (*TIMED, SIMULATION):
         # bf16 has an error of its own: the reference is the same float network in f32.
         reference = (OPENVINO_F32 if setting is OPENVINO else setting).compile(whole)

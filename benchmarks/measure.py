@@ -107,12 +107,6 @@ def _latency(calm: Sequence[float], every: Sequence[float]) -> Latency:
     )
 
 
-def quick_ms(setting: Setting, path: Path, feeds: Feeds) -> float:
-    """A first idea of a file's latency, to choose among a tool's presets [ms]."""
-    session = setting.compile(path)
-    return latencies({"": session}, feeds, rounds=3, seconds=20)[""].median_ms
-
-
 def sqnr_db(setting: Setting, reference: Session, path: Path, samples: Sequence[Feeds]) -> float:
     """Output SQNR of a file in a setting against a float session of the same engine [dB]."""
     return compare(reference, setting.compile(path), samples).sqnr_db

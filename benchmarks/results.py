@@ -63,16 +63,20 @@ class Measured:
     Attributes:
         network: Its name.
         rows: The float network first.
-        few_samples: fptq's calibration on three samples, to see whether memory grows with their number.
+        calibration: fptq's calibration alone.
+        few_samples: The same with three samples, to see whether memory grows with their number.
         macs: Multiply-accumulates of its convolutions.
         peak_macs_per_s: The processor's peak int8 rate.
+        machine: Where it was measured, with what.
     """
 
     network: str
     rows: tuple[Row, ...]
+    calibration: Row
     few_samples: Row
     macs: int
     peak_macs_per_s: float
+    machine: str
 
     @property
     def float_row(self) -> Row:
@@ -103,7 +107,8 @@ class Measured:
 def read_measured(path: Path) -> Measured:
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     rows = tuple(_row(row) for row in data.pop("rows"))
-    return Measured(rows=rows, few_samples=_row(data.pop("few_samples")), **data)
+    calibration, few_samples = _row(data.pop("calibration")), _row(data.pop("few_samples"))
+    return Measured(rows=rows, calibration=calibration, few_samples=few_samples, **data)
 
 
 def _row(data: dict[str, Any]) -> Row:

@@ -6,15 +6,20 @@ import math
 from collections.abc import Iterable, Sequence
 
 from bars import Bar
-from fptq.engines import ENGINES
-from fptq.engines.cpu import detect
-from measure import ONNXRUNTIME, OPENVINO, OPENVINO_F32, SIMULATION, THREADS, TIMED
+from measure import ONNXRUNTIME, OPENVINO, OPENVINO_F32, SIMULATION, TIMED
 from results import Measured, Row
+
+CAPTION = """Latencies are medians over runs in turns, with the number of runs that count: those during which no other
+process held a core. "OpenVINO" leaves its float operations in the engine's default (bf16 where the processor has it),
+"OpenVINO f32" does not. A peer is timed in the preset that is fastest in that column; SQNR is given for all.
+"per sample" and "peak" are of calibration alone for fptq, of the whole run for the peers, which do not separate them;
+peak memory counts from after the imports."""
 
 
 def markdown(found: Sequence[Measured], every: Sequence[Bar]) -> str:
     """All tables: the machine, the bars, and for each network what each tool reached."""
-    parts = [_machine(found), "## Bars\n\n" + _bars(every)]
+    machines = dict.fromkeys(measured.machine for measured in found)
+    parts = [*machines, CAPTION, "## Bars\n\n" + _bars(every)]
     parts += [f"## {measured.network}\n\n{_network(measured)}" for measured in found]
     return "\n\n".join(parts)
 
@@ -28,28 +33,24 @@ def number(value: float, digits: int = 1) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
-def _machine(found: Sequence[Measured]) -> str:
-    cpu = detect()
-    engines = ", ".join(f"{engine.name} {engine.version()}" for engine in ENGINES.values())
-    tools = {row.tool: row.version for measured in found for row in measured.rows if row.version}
-    versions = ", ".join(f"{tool} {version}" for tool, version in tools.items())
-    features = ", ".join(sorted(cpu.features))
-    return f"{cpu.name} ({features}); {THREADS} threads, batch 1; {engines}; {versions}."
-
-
 def _bars(every: Sequence[Bar]) -> str:
     rows = (
         (
             bar.what,
             bar.network,
             number(bar.value, 3),
-            f"{'<=' if bar.at_most else '>='} {bar.limit:g}",
-            "met" if bar.met else "**missed**",
+            *_verdict(bar),
             bar.beside,
         )
         for bar in sorted(every, key=lambda bar: bar.what)
     )
     return table(("what", "network", "value", "bar", "", "beside"), rows)
+
+
+def _verdict(bar: Bar) -> tuple[str, str]:
+    if math.isinf(bar.limit):
+        return "-", ""
+    return f"{'<=' if bar.at_most else '>='} {bar.limit:g}", "met" if bar.met else "**missed**"
 
 
 def _network(measured: Measured) -> str:

@@ -35,7 +35,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     nodes = [
         helper.make_node("Conv", ["x", "w1"], ["a"], name="stem"),
         helper.make_node("Relu", ["a"], ["b"], name="relu"),
-        helper.make_node("Conv", ["b", "w2"], ["y"], name="body[0]"),
+        helper.make_node("Conv", ["b", "w2"], ["c"], name="body[0]"),
+        helper.make_node("Sigmoid", ["c"], ["y"], name="sigmoid"),
     ]
     ports = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
@@ -165,7 +166,7 @@ def test_inspection_gives_every_node_a_reason(folder: Path) -> None:
     assert rows["body[0]"]["decision"] == "int8"
     shown = fptq("inspect", "tiny.onnx", "--engine", "onnxruntime").stdout
     assert "body[0]" in shown, "a name is no markup"
-    assert "2 of 3 nodes would be int8 on onnxruntime." in shown
+    assert "2 of 4 nodes would be int8 on onnxruntime." in shown
 
 
 def test_files_are_compared(folder: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from fptq.doctor import State, diagnose, memory_gb, packages, processor
 from fptq.engines import DEPLOYABLE
 from fptq.engines.cpu import CpuFeatures
+from fptq.engines.openvino import OpenVINO
 
 
 def test_the_engines_are_started_and_every_topic_is_covered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,3 +63,19 @@ def test_free_memory_is_part_of_the_whole() -> None:
     free, total = memory_gb()
     assert total is None or total > 0
     assert free is None or total is None or free <= total
+
+
+def test_a_missing_engine_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OpenVINO, "version", lambda _: None)
+    check = next(check for check in diagnose() if check.name == "openvino")
+    assert (check.state, check.remedy) == (State.MISSING, "pip install 'fptq[openvino]'")
+
+
+def test_a_broken_engine_is_a_warning_and_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: OpenVINO) -> None:
+        raise ImportError("libtbb.so.12: cannot open shared object file")
+
+    monkeypatch.setattr(OpenVINO, "warm_up", broken)
+    check = next(check for check in diagnose() if check.name == "openvino")
+    assert check.state is State.WARNING
+    assert "libtbb" in check.found

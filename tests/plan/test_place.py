@@ -74,6 +74,8 @@ def test_three_dimensional_convolutions_of_odd_channels_are_refused_with_the_rea
     n = net((1, 3, 4, 4, 4))
     n.conv(3, 16, rank=3)
     n.conv(16, 16, rank=3)
+    n("Relu")
+    n("Sigmoid")
     plan = place(n.model(), ORT, ORT.variants[0])
     assert {p.consumer for p in plan.weights} == {"Conv_1"}
     assert any("multiple of 4" in r.reason for r in plan.refusals if r.node == "Conv_0")
@@ -113,7 +115,7 @@ def test_storage_takes_every_weight_that_is_not_kept_float(cnn: Model) -> None:
     assert plan.activations == ()
 
 
-@pytest.mark.parametrize("profile", PROFILES.values(), ids=str)
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.engine)
 def test_profiles_say_where_their_facts_come_from(profile: Profile) -> None:
     assert profile.facts
     assert all(fact.says and fact.source and fact.version for fact in profile.facts)

@@ -63,3 +63,21 @@ def test_computes_the_same_sums(rank: int, kernel: int, stride: int, pad: int, c
 def test_leaves_alone_what_does_not_qualify(options: dict[str, object]) -> None:
     model = conv_model(**options)  # type: ignore[arg-type]
     assert space_to_depth_stem(model) is model
+
+
+def test_two_convolutions_of_one_input_share_the_rearrangement() -> None:
+    one = conv_model(channels=1, size=(8, 8), kernel=3, stride=2, pad=1)
+    graph_model = one.clone()
+    first = graph_model.graph.node(0)
+    second = ir.node("Conv", list(first.inputs), dict(first.attributes), name="d")
+    second.outputs[0].name, second.outputs[0].dtype, second.outputs[0].shape = (
+        "z",
+        ir.DataType.FLOAT,
+        first.outputs[0].shape,
+    )
+    graph_model.graph.append(second)
+    graph_model.graph.outputs.append(second.outputs[0])
+    rewritten = space_to_depth_stem(one.with_graph(graph_model))
+    assert [n.op_type for n in rewritten.graph] == ["Reshape", "Transpose", "Reshape", "Conv", "Conv"]
+    x = np.random.default_rng(1).standard_normal((2, 1, 8, 8)).astype(np.float32)
+    np.testing.assert_allclose(run(rewritten, x), run(one, x), rtol=1e-4, atol=1e-4)

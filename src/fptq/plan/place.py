@@ -166,7 +166,8 @@ def _fitting(value: ir.Value | None, rule: Rule, spec: QuantizerSpec, profile: P
         return unsigned
     if rule.zero_point_free:
         return replace(spec, signed=True, symmetric=True)
-    return unsigned if made_by in profile.unsigned_behind else spec
+    direct = value.producer()
+    return unsigned if direct is not None and direct.op_type in profile.unsigned_behind else spec
 
 
 _NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "Abs", "Exp", "Sqrt", "Softplus"})

@@ -94,8 +94,9 @@ def prepare(problem: Problem, engine: Engine, *, progress: Progress = silent) ->
         if replayed is not None:
             plan = replayed
         elif recipe.gate == "off":
-            first_variant = next(iter(candidates.plans()))
-            plan = candidates.stored(candidates.make(first_variant, statistics), "").encoding.plan
+            first_variant = next(iter(candidates.plans()), None)
+            chosen = candidates.make(first_variant, statistics) if first_variant is not None else None
+            plan = candidates.stored(chosen, f"no integer kernel of {engine.name} fits").encoding.plan
         else:
             outcome = table.gate(candidates, statistics, progress)
             plan = outcome.candidate.encoding.plan
@@ -117,7 +118,7 @@ def prepare(problem: Problem, engine: Engine, *, progress: Progress = silent) ->
 def policy_of(recipe: Recipe) -> Policy:
     """The recipe's wishes about placement."""
     return Policy(
-        precision={**dict.fromkeys(recipe.keep_float, "float"), **recipe.precision},
+        precision={**recipe.precision, **dict.fromkeys(recipe.keep_float, "float")},
         per_channel=recipe.granularity == "channel",
         weight_bits=recipe.weight_bits,
         activation_bits=recipe.activation_bits,

@@ -46,10 +46,11 @@ def space_to_depth_stem(model: Model) -> Model:
         return model
     names = [str(stem.node.name) for stem in stems]
     changed = model.clone()
+    phased: dict[tuple[str, tuple[int, ...]], ir.Value] = {}
     for name in names:
         stem = _stem(query.node_named(changed, name))
         assert stem is not None
-        _rewrite(changed.graph, stem)
+        _rewrite(changed.graph, stem, phased)
     return model.with_graph(changed)
 
 
@@ -86,30 +87,39 @@ def _stem(node: ir.Node) -> _Stem | None:
     )
 
 
-def _rewrite(graph: ir.Graph, stem: _Stem) -> None:
-    node, rank = stem.node, len(stem.strides)
+def _rewrite(graph: ir.Graph, stem: _Stem, phased: dict[tuple[str, tuple[int, ...]], ir.Value]) -> None:
+    """Replace one convolution; `phased` remembers inputs that are in space-to-depth form already."""
+    node = stem.node
+    source, old = node.inputs[0], query.constant(node.inputs[1])
+    assert source is not None
+    assert old is not None
+    key = str(source.name), stem.strides
+    if key not in phased:
+        phased[key] = _space_to_depth(graph, stem, source)
+    name = f"{node.name}_space_to_depth"
+    weight = ir.val(name, const_value=ir.tensor(_phased(old, stem), name=name))
+    graph.register_initializer(weight)
+    node.replace_input_with(0, phased[key])
+    node.replace_input_with(1, weight)
+    node.attributes["strides"] = ir.AttrInt64s("strides", [1] * len(stem.strides))
+    node.attributes["pads"] = ir.AttrInt64s("pads", stem.pads)
+    node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", stem.kernel)
+
+
+def _space_to_depth(graph: ir.Graph, stem: _Stem, source: ir.Value) -> ir.Value:
+    """The input `[N, C, *S]` as `[N, C * phases, *blocks]`."""
+    rank = len(stem.strides)
     split = [size for pair in zip(stem.blocks, stem.strides, strict=True) for size in pair]
     order = [0, 1, *range(3, 3 + 2 * rank, 2), *range(2, 2 + 2 * rank, 2)]
     joined = [stem.batch, stem.channels * stem.phases, *stem.blocks]
-    source = node.inputs[0]
-    assert source is not None
     value = source
     for op, argument, shape in (
         ("Reshape", [stem.batch, stem.channels, *split], [stem.batch, stem.channels, *split]),
         ("Transpose", order, [stem.batch, stem.channels, *stem.strides, *stem.blocks]),
         ("Reshape", joined, joined),
     ):
-        value = _insert(graph, node, op, value, argument, shape)
-    old = query.constant(node.inputs[1])
-    assert old is not None
-    name = f"{node.name}_space_to_depth"
-    weight = ir.val(name, const_value=ir.tensor(_phased(old, stem), name=name))
-    graph.register_initializer(weight)
-    node.replace_input_with(0, value)
-    node.replace_input_with(1, weight)
-    node.attributes["strides"] = ir.AttrInt64s("strides", [1] * rank)
-    node.attributes["pads"] = ir.AttrInt64s("pads", stem.pads)
-    node.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", stem.kernel)
+        value = _insert(graph, stem.node, op, value, argument, shape)
+    return value
 
 
 def _insert(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fptq.calibrate import CalibrationOptions, Statistic, Statistics, needed, solve
+from fptq.errors import ModelError
 from fptq.graph.model import Model
 from fptq.plan.encoding import Encoding
 from fptq.plan.place import Policy, place, place_weights
@@ -44,10 +45,21 @@ class Candidates:
     options: CalibrationOptions
 
     def plans(self) -> dict[str, Plan]:
-        """Plans by variant, the most accurate first; variants that come out equal are listed once."""
+        """Plans by variant, the most accurate first; variants that come out equal are listed once.
+
+        There is none where no node qualifies for an integer kernel: weights can still be stored as integers.
+
+        Raises:
+            ModelError: There is no weight to store either.
+        """
         plans: dict[str, Plan] = {}
         for variant in self.profile.variants:
-            plan = place(self.model, self.profile, variant, self.policy)
+            try:
+                plan = place(self.model, self.profile, variant, self.policy)
+            except ModelError:
+                if not place_weights(self.model, self.profile, self.policy).specs:
+                    raise
+                continue
             if not any(plan.specs == other.specs and plan.ties == other.ties for other in plans.values()):
                 plans[variant.name] = plan
         return plans
