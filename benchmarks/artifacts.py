@@ -72,6 +72,7 @@ TOOLS = (
         script="peers/ort_static.py",
         convolutional=("s8s8", "u8s8"),
         transformer=("s8s8", "u8s8", "dynamic"),
+        untimed=("dynamic",),
     ),
     Tool(name="NNCF (ONNX)", script="peers/nncf_onnx.py", convolutional=NNCF_PRESETS[0], transformer=NNCF_PRESETS[1]),
     Tool(

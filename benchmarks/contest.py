@@ -10,6 +10,7 @@ from artifacts import FORWARD, FPTQ, TOOLS, Artifact, make
 from fptq.engines import ENGINES, Session
 from fptq.engines.cpu import detect
 from fptq.errors import FptqError
+from fptq.tasks import compare
 from fptq.types import Feeds
 from layout import Folder
 from limit import convolution_macs, peak_int8_macs_per_s
@@ -24,7 +25,6 @@ from measure import (
     Setting,
     latencies,
     read_samples,
-    sqnr_db,
 )
 from results import Measured, Row
 
@@ -146,7 +146,9 @@ def _errors(files: Mapping[str, Artifact], samples: Sequence[Feeds]) -> dict[str
         # bf16 has an error of its own: the reference is the same float network in f32.
         reference = (OPENVINO_F32 if setting is OPENVINO else setting).compile(whole)
         for label, file in _worth_it(files, setting):
-            found[label][setting.name] = sqnr_db(setting, reference, file.path, samples)
+            session = _compiled(setting, file.path)
+            if session is not None:
+                found[label][setting.name] = compare(reference, session, samples).sqnr_db
     return found
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 
 from fptq.engines import CompileOptions, Session, engine_named
-from fptq.tasks import compare
 from fptq.types import Feeds
 from peers.common import waited_s
 
@@ -105,11 +104,6 @@ def _latency(calm: Sequence[float], every: Sequence[float]) -> Latency:
         counted=len(calm),
         runs=len(every),
     )
-
-
-def sqnr_db(setting: Setting, reference: Session, path: Path, samples: Sequence[Feeds]) -> float:
-    """Output SQNR of a file in a setting against a float session of the same engine [dB]."""
-    return compare(reference, setting.compile(path), samples).sqnr_db
 
 
 def read_samples(folder: Path) -> tuple[Feeds, ...]:

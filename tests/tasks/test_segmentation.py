@@ -151,28 +151,6 @@ def test_the_postprocess_is_scored():
     assert math.isnan(scores["hd95"].value)
 
 
-def test_pictures_show_what_was_found():
-    task = SegmentationTask(cases=[head(affine=np.diag([1.0, 1.0, 2.0, 1.0]))], network=network("d", "h", "w"))
-    pictures = task.pictures({"float": thresholding, "int8": eroding})
-    assert [p.plane for p in pictures] == ["axial", "coronal", "sagittal"]
-    axial, coronal, _ = pictures
-    assert axial.image.shape == (22, 20)
-    assert coronal.image.shape == (24, 20)
-    assert coronal.aspect == 2.0
-    assert list(axial.masks) == ["float", "int8", "label"]
-    np.testing.assert_array_equal(axial.masks["float"], axial.masks["label"])
-    assert 0 < axial.masks["int8"].sum() < axial.masks["float"].sum()
-    assert axial.image[axial.masks["label"] > 0].min() > axial.image[axial.masks["label"] == 0].max()
-
-
-def test_pictures_are_upright():
-    volume = np.zeros((8, 10, 12), np.float32)
-    volume[-1, :, -1] = 1.0  # the patient's right, at the top of the head
-    case = Case(name="a", volume=volume, affine=np.eye(4))
-    coronal = SegmentationTask(cases=[case], network=network("d", "h", "w")).pictures({})[1]
-    assert coronal.image[0, -1] == 1.0
-
-
 def test_what_does_not_fit_is_refused():
     with pytest.raises(DataError, match="no case"):
         SegmentationTask(cases=[], network=network("h", "w"))

@@ -60,6 +60,18 @@ def place(model: Model, profile: Profile, variant: Variant, policy: Policy | Non
         ModelError: No node of the model can be quantized for this engine.
         ConfigError: A glob of the policy matches no node.
     """
+    plan = survey(model, profile, variant, policy)
+    if not plan.weights:
+        raise _nothing(model, profile, plan.refusals)
+    return plan
+
+
+def survey(model: Model, profile: Profile, variant: Variant, policy: Policy | None = None) -> Plan:
+    """The same plan, which may quantize nothing: its refusals say why.
+
+    Raises:
+        ConfigError: A glob of the policy matches no node.
+    """
     policy = policy or Policy()
     _check_globs(model, policy)
     specs: dict[Placement, QuantizerSpec] = {}
@@ -67,24 +79,18 @@ def place(model: Model, profile: Profile, variant: Variant, policy: Policy | Non
     biases: set[str] = set()
     refusals: list[Refusal] = []
     for node in model.graph:
-        verdict = _verdict(model, node, profile, policy)
-        if isinstance(verdict, Refusal):
-            refusals.append(verdict)
-            continue
-        if verdict.family not in variant.families or not _worth_it(node, verdict, profile):
-            reason = f"inputs of {node.op_type} stay float in the placement {variant.name!r}"
-            refusals.append(Refusal(node=str(node.name), op=node.op_type, reason=reason))
+        rule = _verdict(model, node, profile, policy, variant)
+        if isinstance(rule, Refusal):
+            refusals.append(rule)
             continue
         asked = policy.activation(variant.activation)
-        specs |= _activation_specs(node, verdict, asked, profile if policy.symmetric is None else None)
-        if verdict.weight is not None:
-            placement, spec = _weight_spec(node, verdict.weight, profile, policy)
+        specs |= _activation_specs(node, rule, asked, profile if policy.symmetric is None else None)
+        if rule.weight is not None:
+            placement, spec = _weight_spec(node, rule.weight, profile, policy)
             specs[placement] = spec
             weights.add(placement)
-        if verdict.int32_bias:
+        if rule.int32_bias:
             biases.add(str(node.name))
-    if not weights:
-        raise _nothing(model, profile, refusals)
     plan = Plan(
         engine=profile.engine,
         specs=_hoisted(model, specs, profile.transparent),
@@ -101,7 +107,8 @@ def names_of(model: Model, node: ir.Node) -> tuple[str, ...]:
     return (str(node.name), str(node.outputs[0].name), *model.origin.get(str(node.name), ()))
 
 
-def _verdict(model: Model, node: ir.Node, profile: Profile, policy: Policy) -> Rule | Refusal:
+def _verdict(model: Model, node: ir.Node, profile: Profile, policy: Policy, variant: Variant) -> Rule | Refusal:
+    """The rule that quantizes a node, or the reason why it stays float."""
     name, op = str(node.name), node.op_type
     rule = profile.rule_for(node)
     if rule is None:
@@ -119,6 +126,8 @@ def _verdict(model: Model, node: ir.Node, profile: Profile, policy: Policy) -> R
         for condition in rule.conditions:
             if (failed := condition(node)) is not None:
                 return Refusal(node=name, op=op, reason=failed)
+    if rule.family not in variant.families or not _worth_it(node, rule, profile):
+        return Refusal(node=name, op=op, reason=f"inputs of {op} stay float in the placement {variant.name!r}")
     return rule
 
 

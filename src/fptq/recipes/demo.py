@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from fptq.config import Recipe
@@ -19,7 +20,8 @@ def demo_brain(output: Path, *, recipe: Recipe | None = None, progress: Progress
         recipe: Options that differ from the defaults.
         progress: Told how the work advances.
     """
-    case = brain_demo()
+    recipe = recipe or Recipe()
+    case = brain_demo(samples=recipe.samples or 16, seed=recipe.seed)
     result = quantize(
         case.module,
         calibration=case.calibration,
@@ -28,8 +30,8 @@ def demo_brain(output: Path, *, recipe: Recipe | None = None, progress: Progress
         progress=progress,
         command=f"fptq demo brain -o {output}",
     )
-    notes = (*result.report.warnings, *case.provenance)
-    report = result.report.model_copy(update={"warnings": notes})
-    final = Result(report=report, prepared=result.prepared, problem=result.problem)
+    model = result.report.model
+    told = model.model_copy(update={"name": "deepbet brain extraction", "notes": (*case.provenance, *model.notes)})
+    final = replace(result, report=result.report.model_copy(update={"model": told}))
     final.save(output)
     return final

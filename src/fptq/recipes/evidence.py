@@ -284,7 +284,7 @@ def _gate(prepared: Prepared) -> decisions.Gate | None:
         )
         for r in outcome.candidate.taken_back
     ]
-    conclusion = " ".join(outcome.notes) or f"int8 pays on {prepared.engine.name}: {outcome.candidate.variant}."
+    conclusion = "; ".join(outcome.notes) or f"int8 pays on {prepared.engine.name}: {outcome.candidate.variant}."
     return decisions.Gate(tried=(*timed, *tried), reverted=tuple(reverted), margin=0.01, conclusion=conclusion)
 
 

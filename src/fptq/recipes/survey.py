@@ -16,7 +16,8 @@ from fptq.engines.footprint import footprint
 from fptq.errors import ConfigError
 from fptq.graph.load import LoadOptions, Trust, load, read_onnx
 from fptq.graph.sample import random_feeds
-from fptq.plan import PROFILES, place
+from fptq.plan import PROFILES
+from fptq.plan.place import survey
 from fptq.recipes.prepare import policy_of
 from fptq.recipes.quantize import engines_to_try
 from fptq.rewrite import PASSES
@@ -96,7 +97,7 @@ def inspect(model: object, *, recipe: Recipe | None = None) -> Inspection:
     loaded = load(model, options=options)
     for name in profile.passes:
         loaded = PASSES[name](loaded)
-    plan = place(loaded, profile, profile.variants[0], policy_of(recipe))
+    plan = survey(loaded, profile, profile.variants[0], policy_of(recipe))
     reasons = {refusal.node: refusal.reason for refusal in plan.refusals}
     quantized: dict[str, list[str]] = {}
     for placement, spec in plan.specs.items():

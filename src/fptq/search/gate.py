@@ -111,19 +111,18 @@ class Gate:
         for name in _FLOATS:
             self._floats[name] = self.engine.compile(float_path, self._options(name.split()[1]))
         best = self._best_variant()
-        best = self._without_losers(best) if best is not None else None
-        pays = best is not None
-        if not pays:
-            self._notes.append(
-                f"int8 kernels of {self.engine.name} are not faster than its float kernels for this network: "
-                "it computes in float, and weights are stored as int8"
-            )
-        return Outcome(
-            candidate=self._with_stored_weights(best),
-            trials=tuple(self._trials),
-            notes=tuple(self._notes),
-            pays=pays,
+        if best is not None:
+            best = self._confirmed(self._with_stored_weights(self._without_losers(best)))
+        if best is not None:
+            return self._outcome(best, pays=True)
+        self._notes.append(
+            f"int8 kernels of {self.engine.name} are not faster than its float kernels for this network: "
+            "it computes in float, and weights are stored as int8"
         )
+        return self._outcome(self._stored_only(), pays=False)
+
+    def _outcome(self, candidate: Candidate, *, pays: bool) -> Outcome:
+        return Outcome(candidate=candidate, trials=tuple(self._trials), notes=tuple(self._notes), pays=pays)
 
     def _best_variant(self) -> Candidate | None:
         """The most accurate of the fast variants; None when the float model is faster than all of them."""
@@ -155,23 +154,40 @@ class Gate:
         self._record(contest, chosen=name if gains else best.variant)
         return lighter if gains else best
 
-    def _with_stored_weights(self, best: Candidate | None) -> Candidate:
+    def _with_stored_weights(self, best: Candidate) -> Candidate:
         """Int8 storage for the weights of float layers, where the engine expands them at no cost."""
-        reason = f"measured: {self.engine.name} computes this network faster in float"
-        bare = "float f32" if best is None else best.variant
-        stored = self.candidates.stored(best, reason)
+        stored = self.candidates.stored(best, "")
         if stored is best:
-            return stored
-        name = f"{bare}, all weights stored as int8"
-        contest = self._contest({name: stored} if best is None else {bare: best, name: stored})
-        if name not in contest:
-            return best or self.candidates.stored(None, reason)
-        reference = 1.0 if best is None else contest[bare].speedup
-        free = contest[name].speedup >= reference * (1 - 2 * NOISE)
-        self._record(contest, chosen=name if free or best is None else bare)
+            return best
+        name = f"{best.variant}, all weights stored as int8"
+        contest = self._contest({best.variant: best, name: stored})
+        free = name in contest and contest[name].speedup >= contest[best.variant].speedup * (1 - 2 * NOISE)
+        self._record(contest, chosen=name if free else best.variant)
         if not free:
             self._notes.append(f"storing the weights of float layers as int8 costs time on {self.engine.name}")
-        return stored if free or best is None else best
+        return stored if free else best
+
+    def _confirmed(self, best: Candidate) -> Candidate | None:
+        """The candidate if it still beats float when it is measured alone beside it; None otherwise."""
+        name = f"{best.variant}, confirmed"
+        contest = self._contest({name: best})
+        pays = name in contest and contest[name].speedup > 1.0 - NOISE
+        self._record(contest, chosen=name if pays else None)
+        return best if pays else None
+
+    def _stored_only(self) -> Candidate:
+        """Every weight as int8, everything computed in float."""
+        reason = f"measured: {self.engine.name} computes this network faster in float"
+        stored = self.candidates.stored(None, reason)
+        name = "float kernels, weights stored as int8"
+        contest = self._contest({name: stored})
+        self._record(contest, chosen=name)
+        if name in contest and contest[name].speedup < 1 - 2 * NOISE:
+            self._notes.append(
+                f"expanding the stored weights costs {1 / contest[name].speedup - 1:.0%} of the float latency: "
+                "use the float model where time matters more than size"
+            )
+        return stored
 
     def _contest(self, entries: Mapping[str, Candidate]) -> dict[str, _Entry]:
         """Time candidates beside both float forms; those that the engine refuses are noted and left out."""

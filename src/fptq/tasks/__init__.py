@@ -5,7 +5,6 @@ from fptq.tasks.base import Drop, Score, Scores, Task, paired_drop
 from fptq.tasks.cases import Case, open_cases
 from fptq.tasks.generic import MetricTask
 from fptq.tasks.inference import VolumeInput
-from fptq.tasks.pictures import Picture
 from fptq.tasks.segmentation import SegmentationTask
 
 __all__ = [
@@ -14,7 +13,6 @@ __all__ = [
     "Drop",
     "MetricTask",
     "OutputAgreement",
-    "Picture",
     "Score",
     "Scores",
     "SegmentationTask",

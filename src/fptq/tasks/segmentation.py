@@ -14,7 +14,6 @@ from fptq.tasks.base import Score, Scores, mean_defined
 from fptq.tasks.cases import Case
 from fptq.tasks.inference import VolumeInput
 from fptq.tasks.metrics import dice, hd95
-from fptq.tasks.pictures import Picture, take_pictures
 from fptq.types import Array, Progress, Runner, silent
 
 DICE_NOTE = "Dice: mean over the foreground classes, then over cases; a class empty in mask and label is left out."
@@ -82,15 +81,6 @@ class SegmentationTask:
             progress(index + 1, len(self.cases), "evaluation")
         unit = "voxel" if self.cases[0].affine is None else "mm"
         return {name: table.scores(self._class_names, tuple(names), unit) for name, table in tables.items()}
-
-    def pictures(self, runners: Mapping[str, Runner], case: int = 0) -> list[Picture]:
-        """Slices of one case with the mask of each network and the label."""
-        chosen = self.cases[case]
-        masks = {name: self.segment(runner, chosen) for name, runner in runners.items()}
-        if chosen.label is not None:
-            masks["label"] = chosen.label
-        volume = chosen.volume if chosen.volume.ndim == self.network.rank else chosen.volume[0]
-        return take_pictures(volume, masks, spacing=chosen.spacing)
 
     def segment(self, runner: Runner, case: Case) -> Array:
         """The mask `u8[*S]` that a network gives for a case, on the case's own grid."""
