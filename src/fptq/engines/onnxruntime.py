@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import tempfile
 import time
 from collections import defaultdict
@@ -17,6 +18,8 @@ from fptq.engines.base import CompileOptions, NodeRun
 from fptq.errors import DataError, EngineError, MissingExtra
 from fptq.types import Feeds
 
+_SUFFIX = re.compile(r"(_token_\d+|_nchwc)+$")
+"""What layout transformations append to the names of the nodes that they rewrite."""
 _INTEGER_KERNELS = ("QLinear", "QGemm", "MatMulInteger", "DynamicQuantizeMatMul", "ConvInteger", "QAttention")
 
 
@@ -128,7 +131,7 @@ def _node_runs(events: Sequence[dict[str, Any]], runs: int) -> tuple[NodeRun, ..
             times[event["name"].removesuffix("_kernel_time"), event["args"]["op_name"]].append(event["dur"] / 1e3)
     return tuple(
         NodeRun(
-            nodes=(name,),
+            nodes=(_SUFFIX.sub("", name),),
             op=op,
             precision="int8" if op.startswith(_INTEGER_KERNELS) else "f32",
             kernel=op,
