@@ -24,12 +24,14 @@ def weight_plan(name: str, axis: int) -> Plan:
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
+@pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize(("op", "group"), [("Conv", 1), ("Conv", 2), ("ConvTranspose", 1), ("ConvTranspose", 2)])
-def test_the_mean_of_each_channel_comes_back(net, rank: int, op: str, group: int) -> None:
+def test_the_mean_of_each_channel_comes_back(net, rank: int, op: str, group: int, has_bias: bool) -> None:
     n = net((2, 4, *[10] * rank))
     kernel = [1] * rank  # no border: the correction is exact
     shape = (6, 4 // group) if op == "Conv" else (4, 6 // group)
-    n(op, n.stored(*shape, *kernel), n.stored(6), group=group, kernel_shape=kernel)
+    weight = n.stored(*shape, *kernel)
+    n(op, weight, *([n.stored(6)] if has_bias else []), group=group, kernel_shape=kernel)
     model = n.model()
     rng = np.random.default_rng(0)
     x = {"x": (rng.standard_normal((2, 4, *[10] * rank)) + 1.5).astype(np.float32)}

@@ -22,7 +22,7 @@ from fptq.recipes.problem import Problem
 from fptq.report import decisions, records
 from fptq.report.pictures import Slicing, slices
 from fptq.report.report import Report
-from fptq.tasks import Scores, SegmentationTask, compare, paired_drop
+from fptq.tasks import Agreement, Scores, SegmentationTask, compare, paired_drop
 from fptq.types import Progress, Runner, silent
 
 _PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "torch")
@@ -38,32 +38,25 @@ class _Contender:
     session: Session
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Measured:
+    """Everything that was measured on the compiled networks."""
+
+    timings: Mapping[str, Timing]
+    variants: Mapping[str, records.Variant]
+    nodes: tuple[NodeRun, ...]
+    float_nodes: tuple[NodeRun, ...]
+    agreement: Agreement
+    scores: Mapping[str, Scores]
+    pictures: tuple[decisions.Picture, ...]
+
+
 def judge(problem: Problem, prepared: Prepared, *, command: str, because: str, progress: Progress = silent) -> Report:
     """Compile, time, score and compare; everything the report says is measured here or was measured by the gate."""
-    with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
-        contenders = _compile(problem, prepared, Path(folder))
-        sample = problem.held_out[0]
-        sessions = {name: contender.session for name, contender in contenders.items()}
-        timings = interleaved(sessions, sample, rounds=21, seconds=60.0, progress=progress)
-        prints = {
-            name: footprint(contender.path, prepared.engine.name, sample, contender.options)
-            for name, contender in contenders.items()
-        }
-        nodes = contenders[_QUANTIZED].session.profile(sample)
-        float_nodes = contenders[_DEFAULT].session.profile(sample)
-        exact = _at_f32(problem, prepared, contenders)
-        agreement = compare(exact[_FLOAT], exact[_QUANTIZED], problem.held_out)
-        runners: dict[str, Runner] = {_FLOAT: exact[_FLOAT], _QUANTIZED: contenders[_QUANTIZED].session}
-        scores = _scores(problem, runners, progress)
-        variants = {
-            name: _variant(contenders[name], timings[name], prints[name], scores.get(name), used)
-            for name, used in ((_FLOAT, "f32"), (_DEFAULT, _precision(float_nodes)), (_QUANTIZED, _precision(nodes)))
-        }
-        layers = placement_records(problem, prepared, nodes)
-        pictures = _pictures(problem, runners)
-    quantized = variants[_QUANTIZED]
-    has_default = variants[_DEFAULT].precision != "f32"
-    agreement_scores = _report_scores(scores.get("agreement"))
+    measured = _measure(problem, prepared, progress)
+    floats, quantized = measured.variants[_FLOAT], measured.variants[_QUANTIZED]
+    ours, default = measured.timings[_QUANTIZED], measured.variants[_DEFAULT]
+    has_default = default.precision != "f32"
     return Report(
         model=_model(problem),
         environment=_environment(problem),
@@ -73,36 +66,79 @@ def judge(problem: Problem, prepared: Prepared, *, command: str, because: str, p
             requested=problem.recipe.engine,
             chosen_because=because,
         ),
-        float=variants[_FLOAT],
-        float_default=variants[_DEFAULT] if has_default else None,
+        float=floats,
+        float_default=default if has_default else None,
         quantized=quantized,
-        agreement=records.Agreement(
-            sqnr_db=agreement.sqnr_db,
-            cosine=agreement.cosine,
-            argmax_match=agreement.argmax_match,
-            max_abs=agreement.max_abs_difference,
-            samples=agreement.samples,
-            scores=agreement_scores,
-        ),
-        drops=_drops(scores, problem.recipe.seed),
-        speedup=timings[_QUANTIZED].speedup_over(timings[_FLOAT]),
-        speedup_default=timings[_QUANTIZED].speedup_over(timings[_DEFAULT]) if has_default else None,
-        compression=_ratio(variants[_FLOAT].size_mb, quantized.size_mb),
-        calibration=records.Calibration(
-            samples=len(prepared.statistics.samples),
-            observer=f"activations {prepared.observers[0]}, weights {prepared.observers[1]}",
-            seconds=prepared.calibration_s,
-        ),
-        placements=layers,
+        agreement=_agreement(measured),
+        drops=_drops(measured.scores, problem.recipe.seed),
+        speedup=ours.speedup_over(measured.timings[_FLOAT]),
+        speedup_default=ours.speedup_over(measured.timings[_DEFAULT]) if has_default else None,
+        compression=_ratio(floats.size_mb, quantized.size_mb),
+        calibration=_calibration(prepared),
+        placements=placement_records(problem, prepared, measured.nodes),
         refusals=_refusals(prepared),
         gate=_gate(prepared),
-        nodes=_nodes(nodes),
-        float_nodes=_nodes(float_nodes),
+        nodes=_nodes(measured.nodes),
+        float_nodes=_nodes(measured.float_nodes),
         rewrites=prepared.encoding.rewrites,
-        warnings=problem.warnings,
-        pictures=pictures,
+        warnings=(*problem.warnings, *prepared.warnings),
+        pictures=measured.pictures,
         seed=problem.recipe.seed,
         command=command,
+    )
+
+
+def _measure(problem: Problem, prepared: Prepared, progress: Progress) -> _Measured:
+    sample = problem.held_out[0]
+    with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
+        contenders = _compile(problem, prepared, Path(folder))
+        sessions = {name: contender.session for name, contender in contenders.items()}
+        timings = interleaved(sessions, sample, rounds=21, seconds=60.0, progress=progress)
+        prints = {
+            name: footprint(contender.path, prepared.engine.name, sample, contender.options)
+            for name, contender in contenders.items()
+        }
+        nodes, float_nodes = sessions[_QUANTIZED].profile(sample), sessions[_DEFAULT].profile(sample)
+        # Agreement is about quantization, not about bf16: both float remainders run at f32.
+        exact = prepared.engine.compile(contenders[_QUANTIZED].path, CompileOptions(threads=problem.threads))
+        agreement = compare(sessions[_FLOAT], exact, problem.held_out)
+        runners: dict[str, Runner] = {_FLOAT: sessions[_FLOAT], _QUANTIZED: sessions[_QUANTIZED]}
+        scores = _scores(problem, runners, progress)
+        used = {_FLOAT: "f32", _DEFAULT: _precision(float_nodes), _QUANTIZED: _precision(nodes)}
+        variants = {
+            name: _variant(contenders[name], timings[name], prints[name], scores.get(name), used[name])
+            for name in contenders
+        }
+        pictures = _pictures(problem, runners)
+    return _Measured(
+        timings=timings,
+        variants=variants,
+        nodes=nodes,
+        float_nodes=float_nodes,
+        agreement=agreement,
+        scores=scores,
+        pictures=pictures,
+    )
+
+
+def _agreement(measured: _Measured) -> records.Agreement:
+    found = measured.agreement
+    return records.Agreement(
+        sqnr_db=found.sqnr_db,
+        cosine=found.cosine,
+        argmax_match=found.argmax_match,
+        max_abs=found.max_abs_difference,
+        samples=found.samples,
+        scores=_report_scores(measured.scores.get("agreement")),
+    )
+
+
+def _calibration(prepared: Prepared) -> records.Calibration:
+    activations, weights = prepared.observers
+    return records.Calibration(
+        samples=len(prepared.statistics.samples),
+        observer=f"activations {activations}, weights {weights}",
+        seconds=prepared.calibration_s,
     )
 
 
@@ -116,13 +152,6 @@ def _compile(problem: Problem, prepared: Prepared, folder: Path) -> dict[str, _C
         options = CompileOptions(threads=problem.threads, float_precision=float_precision)
         contenders[name] = _Contender(path=path, options=options, session=prepared.engine.compile(path, options))
     return contenders
-
-
-def _at_f32(problem: Problem, prepared: Prepared, contenders: Mapping[str, _Contender]) -> dict[str, Session]:
-    """Sessions whose float remainder runs at f32: agreement is about quantization, not about bf16."""
-    options = CompileOptions(threads=problem.threads)
-    quantized = prepared.engine.compile(contenders[_QUANTIZED].path, options)
-    return {_FLOAT: contenders[_FLOAT].session, _QUANTIZED: quantized}
 
 
 def _scores(problem: Problem, runners: Mapping[str, Runner], progress: Progress) -> dict[str, Scores]:

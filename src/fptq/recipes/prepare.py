@@ -47,7 +47,7 @@ class Prepared:
         tried: Recipes compared by output error: what, SQNR [dB], whether it was kept.
         observers: Observers of activations and weights.
         calibration_s: Seconds of the pass over the samples.
-        notes: Decisions in words.
+        warnings: What the user must know before trusting or using the result.
     """
 
     engine: Engine
@@ -59,7 +59,7 @@ class Prepared:
     tried: tuple[tuple[str, float, bool], ...]
     observers: tuple[str, str]
     calibration_s: float
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def prepare(problem: Problem, engine: Engine, *, progress: Progress = silent) -> Prepared:
@@ -70,49 +70,42 @@ def prepare(problem: Problem, engine: Engine, *, progress: Progress = silent) ->
         engine: The target.
         progress: Told about calibration and timing.
     """
-    recipe = problem.recipe
-    profile = PROFILES[engine.name]
+    recipe, profile = problem.recipe, PROFILES[engine.name]
     model = _rewritten(problem, profile.passes)
     observers = _AUTO if recipe.observer == "auto" else ((recipe.observer, "minmax"),)
-    first = _options(recipe, observers[0], problem.threads)
-    candidates = Candidates(model=model, profile=profile, policy=policy_of(recipe), options=first)
+    options = _options(recipe, observers[0], problem.threads)
+    candidates = Candidates(model=model, profile=profile, policy=policy_of(recipe), options=options)
     replayed = _replayed(recipe, engine)
-    plans = [replayed] if replayed is not None else list(candidates.plans().values())
+    asked = _asked([replayed] if replayed is not None else candidates.plans().values(), recipe, observers)
     start = time.perf_counter()
-    statistics = collect(
-        model,
-        _asked(plans, recipe, observers),
-        problem.calibration,
-        options=first.run,
-        store=problem.store,
-        progress=progress,
-    )
+    statistics = collect(model, asked, problem.calibration, options=options.run, store=problem.store, progress=progress)
     calibration_s = time.perf_counter() - start
     with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
         table = _Table(problem=problem, engine=engine, folder=Path(folder))
-        outcome: Outcome | None = None
-        if replayed is not None:
-            plan = replayed
-        elif recipe.gate == "off":
-            first_variant = next(iter(candidates.plans()), None)
-            chosen = candidates.make(first_variant, statistics) if first_variant is not None else None
-            plan = candidates.stored(chosen, f"no integer kernel of {engine.name} fits").encoding.plan
-        else:
+        outcome = None
+        if replayed is None and recipe.gate == "measured":
             outcome = table.gate(candidates, statistics, progress)
-            plan = outcome.candidate.encoding.plan
-        chosen_model, encoding, pair = table.best_numbers(model, plan, statistics, observers)
+        plan = outcome.candidate.encoding.plan if outcome else replayed or _unmeasured(candidates, statistics)
+        chosen, encoding, pair = table.best_numbers(model, plan, statistics, observers)
     return Prepared(
         engine=engine,
-        float_model=chosen_model,
+        float_model=chosen,
         encoding=encoding,
-        model=materialize(chosen_model, encoding),
+        model=materialize(chosen, encoding),
         statistics=statistics,
         outcome=outcome,
         tried=tuple(table.tried),
         observers=pair,
         calibration_s=calibration_s,
-        notes=outcome.notes if outcome else (),
     )
+
+
+def _unmeasured(candidates: Candidates, statistics: Statistics) -> Plan:
+    """The profile's most accurate placement as it is, float layers stored as integers."""
+    variant = next(iter(candidates.plans()), None)
+    chosen = candidates.make(variant, statistics) if variant is not None else None
+    reason = f"no integer kernel of {candidates.profile.engine} fits"
+    return candidates.stored(chosen, reason).encoding.plan
 
 
 def policy_of(recipe: Recipe) -> Policy:

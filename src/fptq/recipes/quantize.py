@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,9 @@ def _for_best_engine(problem: Problem, progress: Progress) -> tuple[Prepared, st
     engines = engines_to_try(problem.recipe)
     if len(engines) == 1:
         asked = problem.recipe.engine != "auto"
-        return prepare(problem, engines[0], progress=progress), "asked for" if asked else "the only one installed"
+        prepared = prepare(problem, engines[0], progress=progress)
+        prepared = replace(prepared, warnings=tuple(_better_elsewhere(problem, prepared, progress)))
+        return prepared, "asked for" if asked else "the only one installed"
     if problem.recipe.gate == "off":
         raise ConfigError(
             "engine=auto with gate=off", rule="engines are compared by measuring", remedy="Name an engine"
@@ -109,6 +111,22 @@ def _for_best_engine(problem: Problem, progress: Progress) -> tuple[Prepared, st
     best = min(made, key=lambda name: made[name][1])
     times = ", ".join(f"{name} {latency:.3g} ms" for name, (_, latency) in made.items())
     return made[best][0], f"the fastest of those installed ({times})"
+
+
+def _better_elsewhere(problem: Problem, prepared: Prepared, progress: Progress) -> Iterator[str]:
+    """Where int8 does not pay on the engine that was asked for: the installed engines where it does."""
+    if prepared.outcome is None or prepared.outcome.pays:
+        return
+    for name in DEPLOYABLE:
+        engine = ENGINES[name]
+        if name == prepared.engine.name or engine.version() is None:
+            continue
+        other = prepare(problem, engine, progress=progress).outcome
+        if other is not None and other.pays:
+            yield (
+                f"int8 does not pay on {prepared.engine.name} for this network; on {name} it does: "
+                f"{other.latency_ms:.3g} ms against {prepared.outcome.latency_ms:.3g} ms. Use --engine {name}"
+            )
 
 
 def _call(recipe: Recipe) -> str:

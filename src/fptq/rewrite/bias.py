@@ -29,14 +29,14 @@ _MEAN = "fptq.mean/"
 
 @dataclass(frozen=True, kw_only=True)
 class _Layer:
-    """A product with a stored weight and bias."""
+    """A product with a stored weight; `bias` is None where it has none yet."""
 
     node: str
     op: str
     group: int
     source: str
     weight: Placement
-    bias: str
+    bias: str | None
 
 
 def corrected_biases(model: Model, encoding: Encoding, feeds: Iterable[Feeds]) -> Model | None:
@@ -55,19 +55,32 @@ def corrected_biases(model: Model, encoding: Encoding, feeds: Iterable[Feeds]) -
     means = _channel_means(model, {layer.source for layer in layers}, feeds)
     changed = model.clone()
     for layer in layers:
-        value = changed.graph.initializers[layer.bias]
-        assert value.const_value is not None
-        old = value.const_value.numpy()
-        value.const_value = ir.tensor((old - _shift(model, encoding, layer, means)).astype(old.dtype), name=layer.bias)
+        _write(changed, layer, _shift(model, encoding, layer, means))
     return model.with_graph(changed)
+
+
+def _write(changed: ir.Model, layer: _Layer, shift: Array) -> None:
+    """Subtract a shift from the bias of a layer, or give it the bias that does."""
+    name = layer.bias or f"{layer.node}_bias_correction"
+    if layer.bias is None:
+        node = query.node_named(changed, layer.node)
+        added = ir.val(name, const_value=ir.tensor((-shift).astype(np.float32), name=name))
+        changed.graph.register_initializer(added)
+        node.resize_inputs(3)
+        node.replace_input_with(2, added)
+        return
+    value = changed.graph.initializers[name]
+    assert value.const_value is not None
+    old = value.const_value.numpy()
+    value.const_value = ir.tensor((old - shift).astype(old.dtype), name=name)
 
 
 def _layers(model: Model, encoding: Encoding) -> Iterator[_Layer]:
     for node in model.graph:
-        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or len(node.inputs) < 3:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or _centred(node):
             continue
-        source, weight, bias = node.inputs[:3]
-        if source is None or weight is None or bias is None or not _own(bias) or _centred(node):
+        source, weight, bias = (*node.inputs, None)[:3]
+        if source is None or weight is None or (bias is not None and not _own(bias)):
             continue
         placement = Placement(str(weight.name), str(node.name), 1)
         if placement in encoding.plan.specs:
@@ -78,7 +91,7 @@ def _layers(model: Model, encoding: Encoding) -> Iterator[_Layer]:
                 group=group,
                 source=str(source.name),
                 weight=placement,
-                bias=str(bias.name),
+                bias=str(bias.name) if bias is not None else None,
             )
 
 
