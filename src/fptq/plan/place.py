@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -16,6 +15,7 @@ from fptq.graph.model import Model
 from fptq.numerics import PerChannel, PerTensor, QuantizerSpec
 from fptq.plan.plan import Placement, Plan, Refusal
 from fptq.plan.profile import Family, Profile, Rule, Variant, channel_axis
+from fptq.plan.ties import agreed, ties_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +98,8 @@ def survey(model: Model, profile: Profile, variant: Variant, policy: Policy | No
         int32_bias=frozenset(biases),
         refusals=tuple(refusals),
     )
-    ties = tuple(_ties(model, plan))
-    return replace(plan, specs=_agreed(plan.specs, ties), ties=ties)
+    ties = tuple(ties_of(model, plan))
+    return replace(plan, specs=agreed(plan.specs, ties), ties=ties)
 
 
 def names_of(model: Model, node: ir.Node) -> tuple[str, ...]:
@@ -232,48 +232,6 @@ def _hoisted(
                 del hoisted[placement]
             hoisted[Placement(_named(node, 0), str(node.name), 0)] = spec
     return hoisted
-
-
-def _ties(model: Model, plan: Plan) -> Iterator[frozenset[Placement]]:
-    """Inputs and result of a Concat share a scale, so that joining codes needs no arithmetic."""
-    by_value: dict[str, set[Placement]] = defaultdict(set)
-    by_consumer: dict[str, set[Placement]] = defaultdict(set)
-    for placement in plan.activations:
-        by_value[placement.value].add(placement)
-        if placement.consumer is not None:
-            by_consumer[placement.consumer].add(placement)
-    groups: list[set[Placement]] = []
-    for node in model.graph:
-        joined = by_consumer.get(str(node.name), set())
-        if node.op_type != "Concat" or len(joined) < 2:
-            continue
-        group = set(joined)
-        for value in (*(p.value for p in joined), str(node.outputs[0].name)):
-            group |= by_value[value]
-        groups.append(group)
-    yield from (frozenset(group) for group in _merged(groups) if len(group) > 1)
-
-
-def _agreed(
-    specs: Mapping[Placement, QuantizerSpec], ties: Sequence[frozenset[Placement]]
-) -> dict[Placement, QuantizerSpec]:
-    """One quantizer for each tie: an unsigned one if any member asks for it, for it covers every range."""
-    agreed = dict(specs)
-    for tie in ties:
-        asked = [specs[placement] for placement in sorted(tie)]
-        chosen = next((spec for spec in asked if not spec.signed), asked[0])
-        agreed |= dict.fromkeys(tie, chosen)
-    return agreed
-
-
-def _merged(groups: Sequence[set[Placement]]) -> list[set[Placement]]:
-    """Unions of the groups that overlap."""
-    merged: list[set[Placement]] = []
-    for group in groups:
-        touching = [other for other in merged if other & group]
-        merged = [other for other in merged if not other & group]
-        merged.append(group.union(*touching))
-    return merged
 
 
 def _check_globs(model: Model, policy: Policy) -> None:
