@@ -79,7 +79,7 @@ def help_bar() -> Bar:
     times = []
     for _ in range(7):
         start = time.perf_counter()
-        subprocess.run(command, capture_output=True, check=False)
+        subprocess.run(command, capture_output=True, check=True)
         times.append(time.perf_counter() - start)
     return Bar(what="fptq --help [s]", network="-", value=statistics.median(times), limit=0.3, at_most=True)
 

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import fptq
 from fptq.cache import Cache, cache_key
 from fptq.calibrate.probe import probed
-from fptq.calibrate.samples import check_sample, sample_hash
+from fptq.calibrate.samples import ahead, checked_samples
 from fptq.calibrate.states import Reading
 from fptq.calibrate.statistics import Statistic, Statistics
 from fptq.errors import DataError, EngineError
@@ -147,9 +147,7 @@ class _Walk:
         seen: set[str] = set()
         total, saved = len(feeds), time.monotonic()
         self.progress(0, total, "calibrate")
-        for number, sample in enumerate(feeds, start=1):
-            check_sample(self.model, sample, number)
-            name = sample_hash(sample)
+        for number, (name, sample) in enumerate(ahead(checked_samples(self.model, feeds)), start=1):
             if wanted(name) and name not in self.fresh.samples:
                 self.fresh = self.fresh.merged(Statistics.of(self._run(sample, number), name))
                 if time.monotonic() - saved > self.options.checkpoint_s:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 
 from fptq.errors import DataError
 from fptq.graph.model import Model, TensorInfo
-from fptq.types import Array, Feeds
+from fptq.types import Array, Feeds, FeedSource
+
+_Item = TypeVar("_Item")
 
 
 def sample_hash(feeds: Feeds) -> str:
@@ -19,6 +24,29 @@ def sample_hash(feeds: Feeds) -> str:
         digest.update(repr((name, array.dtype.str, array.shape)).encode())
         digest.update(array.tobytes() if array.dtype.hasobject else array.data)
     return digest.hexdigest()
+
+
+def checked_samples(model: Model, feeds: FeedSource) -> Iterator[tuple[str, Feeds]]:
+    """Each sample with its hash; a sample that the network does not take is refused when its turn comes."""
+    for number, sample in enumerate(feeds, start=1):
+        check_sample(model, sample, number)
+        yield sample_hash(sample), sample
+
+
+def ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The same items, each made in a thread while the one before it is used: reading and hashing cost no time."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        coming = pool.submit(next, items, _END)
+        while not isinstance(item := coming.result(), _End):
+            coming = pool.submit(next, items, _END)
+            yield item
+
+
+class _End:
+    """What stands behind the last item."""
+
+
+_END = _End()
 
 
 def check_sample(model: Model, feeds: Feeds, number: int) -> None:
