@@ -29,6 +29,8 @@ PREFER_ACCURATE = 0.04
 """A more accurate variant is preferred while it costs at most this fraction of the latency."""
 NOISE = 0.01
 """Differences below this fraction of the latency are noise."""
+STORAGE_COST = 0.05
+"""Storing the weights of float layers as integers may cost this fraction of the latency while int8 stays ahead."""
 _FLOATS = ("float f32", "float default")
 
 
@@ -155,17 +157,22 @@ class Gate:
         return lighter if gains else best
 
     def _with_stored_weights(self, best: Candidate) -> Candidate:
-        """Int8 storage for the weights of float layers, where the engine expands them at no cost."""
+        """Int8 storage for the weights of float layers, where the engine expands them at little or no cost."""
         stored = self.candidates.stored(best, "")
         if stored is best:
             return best
         name = f"{best.variant}, all weights stored as int8"
         contest = self._contest({best.variant: best, name: stored})
-        free = name in contest and contest[name].speedup >= contest[best.variant].speedup * (1 - 2 * NOISE)
-        self._record(contest, chosen=name if free else best.variant)
-        if not free:
-            self._notes.append(f"storing the weights of float layers as int8 costs time on {self.engine.name}")
-        return stored if free else best
+        if name not in contest:
+            return best
+        cost = 1 - contest[name].speedup / contest[best.variant].speedup
+        worth = cost <= STORAGE_COST and contest[name].speedup > 1.0
+        self._record(contest, chosen=name if worth else best.variant)
+        if not worth:
+            self._notes.append(
+                f"weights of float layers stay float: {self.engine.name} would take {cost:.0%} longer to expand them"
+            )
+        return stored if worth else best
 
     def _confirmed(self, best: Candidate) -> Candidate | None:
         """The candidate if it still beats float when it is measured alone beside it; None otherwise."""
