@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 import pytest
+from onnx_ir.passes.common import ShapeInferencePass
 
 from fptq.graph.model import Model
 
@@ -60,7 +61,7 @@ class Net:
             name="net",
         )
         made = ir.Model(graph, ir_version=10)
-        inferred = ir.passes.common.ShapeInferencePass()(made).model
+        inferred = ShapeInferencePass()(made).model
         return Model(graph_model=inferred)
 
 

@@ -19,6 +19,7 @@ from fptq.calibrate.states import Reading
 from fptq.calibrate.statistics import Statistic, Statistics
 from fptq.errors import DataError, EngineError
 from fptq.graph.model import Model
+from fptq.graph.rest import let_go
 from fptq.types import Feeds, FeedSource, Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -193,6 +194,7 @@ def _compiled(model: Model, asked: tuple[Statistic, ...], threads: int) -> _Meas
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             path = Path(folder) / "model.onnx"
             ir.save(graph_model, path, external_data="weights.bin")
+            let_go(model)  # the session has weights of its own
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common base
         raise EngineError(f"ONNX Runtime cannot compile the network: {error}") from error

@@ -20,6 +20,7 @@ from fptq.graph.canonical import Canonical, canonicalize
 from fptq.graph.check import check_whole
 from fptq.graph.model import Model
 from fptq.graph.opset import quiet
+from fptq.graph.rest import put_to_rest
 from fptq.graph.sample import example_feeds, random_feeds
 
 if TYPE_CHECKING:
@@ -71,9 +72,14 @@ def load(
         DataError: A module comes without an example, or the example does not fit.
         ConfigError: The dynamic axes are not the model's.
     """
-    options = options or LoadOptions()
+    made = _loaded(source, example, others, options or LoadOptions())
+    put_to_rest(made.graph_model)  # what folding has made
+    return made
+
+
+def _loaded(source: object, example: object, others: Sequence[object], options: LoadOptions) -> Model:
     if isinstance(source, str) and _FUNCTION.fullmatch(source) and not Path(source).exists():
-        made = load(_call(source), example=example, others=others, options=options)
+        made = _loaded(_call(source), example, others, options)
         return replace(made, source=source)
     if isinstance(source, str | Path):
         return _load_path(Path(source), example, options)

@@ -1,0 +1,70 @@
+"""Large weights rest in a temporary file and are mapped into memory only while somebody reads them."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir import external_data
+
+from fptq.graph.model import Model
+
+LARGE = 32_000_000
+"""Stored bytes from which on resting is worth a file."""
+_FILE = "weights.bin"
+
+
+class _Folder:
+    """A temporary folder that is deleted with the last tensor that lies in it."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="fptq-weights-"))
+        self._clean = weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
+def put_to_rest(graph_model: ir.Model, *, large: int = LARGE) -> None:
+    """Move the stored tensors of a model to a file, if they are large and still in memory.
+
+    Args:
+        graph_model: Changed in place; clones made afterwards share the tensors, and the file.
+        large: Stored bytes from which on it is done.
+    """
+    values = graph_model.graph.initializers.values()
+    stored = [value.const_value for value in values if value.const_value is not None]
+    if sum(tensor.nbytes for tensor in stored if not isinstance(tensor, ir.ExternalTensor)) < large:
+        return
+    del stored
+    folder = _Folder()
+    external_data.unload_from_model(graph_model, folder.path, _FILE, size_threshold_bytes=1024)
+    for value in values:
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.base_dir) == folder.path:
+            tensor.meta["fptq.folder"] = folder
+        elif isinstance(tensor, ir.TensorProtoTensor):
+            # A part of a protobuf message keeps the whole message in memory, large weights included.
+            value.const_value = ir.tensor(tensor.numpy().copy(), name=tensor.name)
+    give_back_memory()
+
+
+def give_back_memory() -> None:
+    """Give freed memory back to the system: glibc would keep what the checks at the door have used."""
+    gc.collect()  # graphs are full of cycles
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):  # another C library
+        return
+
+
+def let_go(model: Model) -> None:
+    """Unmap the weights that nobody holds an array of; the next reader maps them again."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            try:
+                value.const_value.release()
+            except BufferError:  # an array of it is still in use
+                continue
