@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fptq.engines.cpu import CpuFeatures, detect, known, parse_cpuinfo, parse_sysctl
+from fptq.engines.cpu import CpuFeatures, detect, known, made_elsewhere, parse_cpuinfo, parse_sysctl
 
 ZEN4 = """processor\t: 0
 vendor_id\t: AuthenticAMD
@@ -69,3 +69,14 @@ def test_this_machine_has_a_name_and_a_thread() -> None:
     assert found.name
     assert found.architecture
     assert 1 <= found.threads <= (os.cpu_count() or 1)
+
+
+def test_files_made_on_another_processor_say_so() -> None:
+    here = detect()
+    features = " ".join(sorted(here.features))
+    assert made_elsewhere({}) is None
+    assert made_elsewhere({"fptq.cpu_features": features, "fptq.cpu": here.name}) is None
+    warning = made_elsewhere({"fptq.cpu_features": f"{features} sve9", "fptq.cpu": "Other CPU"})
+    assert warning is not None
+    assert "Other CPU" in warning
+    assert "sve9" in warning

@@ -239,3 +239,9 @@ def test_bench_compares_files_on_engines(tmp_path, cnn) -> None:
     assert all(row.median_ms > 0 and row.peak_memory_mb > 0 for row in rows)
     with pytest.raises(ConfigError):
         fptq.bench([], engines=[ENGINE])
+
+
+def test_bench_warns_about_files_made_on_another_processor(tmp_path, cnn, caplog) -> None:
+    save(cnn, tmp_path / "a.onnx", metadata={"fptq.cpu_features": "sve9", "fptq.cpu": "Other CPU"})
+    fptq.bench([tmp_path / "a.onnx"], engines=[ENGINE], threads=1, rounds=3)
+    assert any("Other CPU" in record.message for record in caplog.records)

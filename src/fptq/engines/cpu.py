@@ -66,6 +66,24 @@ class CpuFeatures:
         return bool(self.features & _BF16)
 
 
+def made_elsewhere(metadata: Mapping[str, str]) -> str | None:
+    """Why a file may be slow here: what its metadata say it was made for, where that is another kind of processor.
+
+    Args:
+        metadata: Of an ONNX file; those of files that fptq did not write say nothing.
+    """
+    if "fptq.cpu_features" not in metadata:
+        return None
+    here, there = detect(), frozenset(metadata["fptq.cpu_features"].split())
+    if here.features == there:
+        return None
+    differs = ", ".join(sorted(here.features ^ there))
+    return (
+        f"made on {metadata.get('fptq.cpu', 'another processor')}, which differs from {here.name} in {differs}: "
+        "the numbers are the same, the speed may not be. Quantize again on this processor"
+    )
+
+
 @functools.cache
 def detect() -> CpuFeatures:
     """The processor of this machine."""

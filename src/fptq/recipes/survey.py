@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ import onnx_ir as ir
 from fptq.config import Recipe
 from fptq.engines import CompileOptions, engine_named
 from fptq.engines.benchmark import interleaved
+from fptq.engines.cpu import made_elsewhere
 from fptq.engines.footprint import footprint
 from fptq.errors import ConfigError
 from fptq.graph.load import LoadOptions, Trust, load, read_onnx
@@ -22,6 +25,8 @@ from fptq.recipes.prepare import policy_of
 from fptq.recipes.quantize import engines_to_try
 from fptq.rewrite import PASSES
 from fptq.types import Feeds, Progress, silent
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +176,9 @@ def bench(
 
 def _common_feeds(paths: Sequence[Path]) -> Feeds:
     models: list[ir.Model] = [read_onnx(path) for path in paths]
+    for path, model in zip(paths, models, strict=True):
+        if (warning := made_elsewhere(model.metadata_props)) is not None:
+            _LOG.warning("%s: %s", path, warning)
     signatures = [[(v.name, v.dtype, str(v.shape)) for v in model.graph.inputs] for model in models]
     for path, signature in zip(paths[1:], signatures[1:], strict=True):
         if signature != signatures[0]:
@@ -181,6 +189,4 @@ def _common_feeds(paths: Sequence[Path]) -> Feeds:
 
 
 def _cpu_count() -> int:
-    import os
-
     return os.cpu_count() or 1
