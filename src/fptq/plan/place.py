@@ -14,7 +14,7 @@ from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.numerics import PerChannel, PerTensor, QuantizerSpec
 from fptq.plan.plan import Placement, Plan, Refusal
-from fptq.plan.profile import Family, Profile, Rule, Variant, channel_axis
+from fptq.plan.profile import STORED_WEIGHTS, Family, Profile, Rule, Variant, channel_axis
 from fptq.plan.ties import agreed, ties_of
 
 
@@ -263,10 +263,14 @@ def place_weights(model: Model, profile: Profile, policy: Policy | None = None) 
     policy = policy or Policy()
     specs: dict[Placement, QuantizerSpec] = {}
     for node in model.graph:
-        rule = profile.rule_for(node)
+        index = STORED_WEIGHTS.get(node.op_type)
         asked = policy.wants(names_of(model, node))
-        if rule is None or rule.weight is None or (asked is not None and asked.startswith("float")):
+        if (
+            index is None
+            or not query.is_weight(node.inputs[index])
+            or (asked is not None and asked.startswith("float"))
+        ):
             continue
-        placement, spec = _weight_spec(node, rule.weight, profile, policy)
+        placement, spec = _weight_spec(node, index, profile, policy)
         specs[placement] = spec
     return Plan(engine=profile.engine, specs=specs, weights=frozenset(specs))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -68,6 +69,10 @@ class Variant:
     name: str
     families: frozenset[Family]
     activation: QuantizerSpec
+
+
+STORED_WEIGHTS: Mapping[str, int] = MappingProxyType({"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1})
+"""Operations whose weight every engine takes behind a DequantizeLinear, and the index of that input."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,8 @@ from fptq.types import Feeds, Progress, silent
 
 PREFER_ACCURATE = 0.04
 """A more accurate variant is preferred while it costs at most this fraction of the latency."""
+AS_ACCURATE_DB = 0.5
+"""Variants whose output SQNR differs by less than this are equally accurate: the faster one is better."""
 NOISE = 0.01
 """Differences below this fraction of the latency are noise."""
 STORAGE_COST = 0.05
@@ -127,7 +129,7 @@ class Gate:
         return Outcome(candidate=candidate, trials=tuple(self._trials), notes=tuple(self._notes), pays=pays)
 
     def _best_variant(self) -> Candidate | None:
-        """The most accurate of the fast variants; None when the float model is faster than all of them."""
+        """The fastest of the most accurate among the fast variants; None when float is faster than all of them."""
         made: dict[str, Candidate] = {}
         for name in self.candidates.plans():
             made[name] = self.candidates.make(name, self.statistics)
@@ -136,7 +138,9 @@ class Gate:
             return None
         fastest = max(entry.speedup for entry in contest.values())
         near = {n: e for n, e in contest.items() if e.speedup >= fastest * (1 - PREFER_ACCURATE)}
-        best = max(near, key=lambda name: near[name].sqnr_db)
+        finest = max(entry.sqnr_db for entry in near.values())
+        equals = {n: e for n, e in near.items() if e.sqnr_db >= finest - AS_ACCURATE_DB}
+        best = max(equals, key=lambda name: equals[name].speedup)
         pays = contest[best].speedup > 1.0
         self._record(contest, chosen=best if pays else None)
         return made[best] if pays else None
