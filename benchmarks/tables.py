@@ -60,8 +60,8 @@ def _network(measured: Measured) -> str:
     text = table(head, (_cells(row) for row in measured.rows))
     failed = [f"{row.label}: {row.error}" for row in measured.rows if row.error]
     dice = [
-        f"{row.label}: Dice {row.dice.get('agreement_dice', float('nan')):.4f} against the float mask, "
-        f"{row.dice.get('dice', float('nan')):.4f} against the label"
+        f"{row.label}: Dice {number(row.dice.get('agreement_dice', math.nan), 4)} against the float mask, "
+        f"{number(row.dice.get('dice', math.nan), 4)} against the label"
         for row in measured.rows
         if row.dice
     ]
