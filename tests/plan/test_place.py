@@ -121,3 +121,28 @@ def test_profiles_say_where_their_facts_come_from(profile: Profile) -> None:
     assert all(fact.says and fact.source and fact.version for fact in profile.facts)
     assert profile.variants
     assert len({v.name for v in profile.variants}) == len(profile.variants)
+
+
+@pytest.mark.parametrize("joins", ["Add", "Concat"])
+def test_sums_of_values_that_are_never_negative_waste_no_sign(net, joins: str) -> None:
+    n = net((1, 4, 8, 8))
+    n.conv(4, 4)
+    first = n("Relu")
+    n.conv(4, 4)
+    n("Relu")
+    n(joins, first, **({"axis": 1} if joins == "Concat" else {}))
+    n("ConvTranspose", n.stored(8 if joins == "Concat" else 4, 4, 2, 2), strides=[2, 2], kernel_shape=[2, 2])
+    plan = place(n.model(), OPENVINO, OPENVINO.variants[0])
+    (placement,) = (p for p in plan.activations if p.consumer == "ConvTranspose_5")
+    assert not plan.specs[placement].signed
+
+
+def test_a_transposed_convolution_of_signed_values_gets_zero_point_zero(net) -> None:
+    n = net((1, 4, 8, 8))
+    n.conv(4, 4)
+    n("LeakyRelu", alpha=0.1)
+    n("ConvTranspose", n.stored(4, 4, 2, 2), strides=[2, 2], kernel_shape=[2, 2])
+    plan = place(n.model(), OPENVINO, OPENVINO.variants[0])
+    (placement,) = (p for p in plan.activations if p.consumer == "ConvTranspose_2")
+    assert plan.specs[placement].signed
+    assert plan.specs[placement].symmetric

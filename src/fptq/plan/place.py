@@ -168,26 +168,29 @@ def _fitting(value: ir.Value | None, rule: Rule, spec: QuantizerSpec, profile: P
     assert value is not None
     if profile is None:
         return spec
-    producer = _maker(value, profile.transparent)
-    made_by = producer.op_type if producer is not None else ""
     unsigned = replace(spec, signed=False, symmetric=False)
-    if made_by in _NEVER_NEGATIVE:
+    if _never_negative(value, profile.transparent):
         return unsigned
     if rule.zero_point_free:
         return replace(spec, signed=True, symmetric=True)
-    direct = value.producer()
-    return unsigned if direct is not None and direct.op_type in profile.unsigned_behind else spec
+    producer = value.producer()
+    return unsigned if producer is not None and producer.op_type in profile.unsigned_behind else spec
 
 
 _NEVER_NEGATIVE = frozenset({"Relu", "Sigmoid", "Softmax", "Abs", "Exp", "Sqrt", "Softplus"})
+_KEEP_SIGNS = frozenset({"Add", "Concat", "Mul", "Max", "Min"})
 
 
-def _maker(value: ir.Value, transparent: frozenset[str]) -> ir.Node | None:
-    """The node that made a value's contents, looking back through operations that keep codes."""
-    node = value.producer()
-    while node is not None and node.op_type in transparent and node.inputs[0] is not None:
-        node = node.inputs[0].producer()
-    return node
+def _never_negative(value: ir.Value | None, transparent: frozenset[str]) -> bool:
+    """Whether a value cannot be negative by construction: made by a ReLU, or from such values only."""
+    node = value.producer() if value is not None else None
+    if node is None:
+        return False
+    if node.op_type in transparent:
+        return _never_negative(node.inputs[0], transparent)
+    if node.op_type in _KEEP_SIGNS:
+        return all(_never_negative(source, transparent) for source in node.inputs)
+    return node.op_type in _NEVER_NEGATIVE
 
 
 def _named(node: ir.Node, index: int) -> str:
