@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from fptq.errors import ModelError, OutputError
 from fptq.graph import write
 from fptq.graph.load import load
-from fptq.graph.write import loadable, save, to_bytes
+from fptq.graph.write import file_bytes, loadable, save, to_bytes
 
 RNG = np.random.default_rng(8)
 
@@ -111,3 +111,12 @@ def test_bytes_of_a_large_model_are_refused(monkeypatch):
     monkeypatch.setattr(write, "LIMIT", 1000)
     with pytest.raises(ModelError, match="too large"):
         to_bytes(model())
+
+
+def test_external_data_count_in_the_size(cnn, tmp_path):
+    save(cnn, tmp_path / "inside.onnx")
+    save(cnn, tmp_path / "beside.onnx", limit=0)
+    data = sum(part.stat().st_size for part in tmp_path.glob("beside.*.data"))
+    assert data > 0
+    assert file_bytes(tmp_path / "beside.onnx") == (tmp_path / "beside.onnx").stat().st_size + data
+    assert file_bytes(tmp_path / "inside.onnx") == (tmp_path / "inside.onnx").stat().st_size

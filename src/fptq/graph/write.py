@@ -27,6 +27,15 @@ def stored_bytes(model: ir.Model) -> int:
     return sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value is not None)
 
 
+def file_bytes(path: Path) -> int:
+    """Size of an ONNX file with the files of external data that it names."""
+    import onnx
+
+    stored = onnx.load(path, load_external_data=False).graph.initializer
+    beside = {entry.value for tensor in stored for entry in tensor.external_data if entry.key == "location"}
+    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in beside)
+
+
 def save(
     model: Model | ir.Model, path: str | Path, *, metadata: Mapping[str, str] = MappingProxyType({}), limit: int = LIMIT
 ) -> None:

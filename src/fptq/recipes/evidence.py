@@ -15,7 +15,7 @@ from fptq.engines import CompileOptions, NodeRun, Session
 from fptq.engines.benchmark import Timing, interleaved
 from fptq.engines.cpu import detect
 from fptq.engines.footprint import Footprint, footprint
-from fptq.graph.write import save
+from fptq.graph.write import file_bytes, save
 from fptq.recipes.layers import placement_records
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.problem import Problem
@@ -174,11 +174,10 @@ def _scores(problem: Problem, runners: Mapping[str, Runner], progress: Progress)
 def _variant(
     contender: _Contender, timing: Timing, print_: Footprint, scores: Scores | None, precision: str
 ) -> records.Variant:
-    size = sum(file.stat().st_size for file in contender.path.parent.glob(f"{contender.path.stem}.*"))
     return records.Variant(
         precision=precision,
         scores=_report_scores(scores),
-        size_mb=size / 1e6,
+        size_mb=file_bytes(contender.path) / 1e6,
         latency_ms=records.Latency(median=timing.median_ms, p95=timing.p95_ms, runs=timing.runs),
         peak_memory_mb=print_.peak_memory_mb,
         load_s=print_.load_s,

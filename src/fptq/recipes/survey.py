@@ -19,6 +19,7 @@ from fptq.engines.footprint import footprint
 from fptq.errors import ConfigError
 from fptq.graph.load import LoadOptions, Trust, load, read_onnx
 from fptq.graph.sample import random_feeds
+from fptq.graph.write import file_bytes
 from fptq.plan import PROFILES
 from fptq.plan.place import survey
 from fptq.recipes.prepare import policy_of
@@ -167,7 +168,7 @@ def bench(
                 median_ms=timing.median_ms,
                 p95_ms=timing.p95_ms,
                 peak_memory_mb=footprint(path, name, feeds, options).peak_memory_mb,
-                size_mb=path.stat().st_size / 1e6,
+                size_mb=file_bytes(path) / 1e6,
                 load_s=session.load_s,
             )
         )
