@@ -33,7 +33,7 @@ def file_bytes(path: Path) -> int:
 
     stored = onnx.load(path, load_external_data=False).graph.initializer
     beside = {entry.value for tensor in stored for entry in tensor.external_data if entry.key == "location"}
-    return path.stat().st_size + sum((path.parent / name).stat().st_size for name in beside)
+    return sum(file.stat().st_size for file in (path, *(path.parent / name for name in beside)))
 
 
 def save(
