@@ -68,6 +68,11 @@ class Model:
         """The same network's name and origins around another graph."""
         return replace(self, graph_model=graph_model)
 
+    def module_of(self, node: str) -> str:
+        """Where a node is in the user's model: its module path, else its first ONNX name, else nothing."""
+        names = self.origin.get(node, ())
+        return next((name for name in names if "." in name), names[0] if names else "")
+
     @cached_property
     def inputs(self) -> tuple[TensorInfo, ...]:
         """What the network takes (initializers that are also inputs left out)."""

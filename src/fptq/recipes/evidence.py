@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
-import platform
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fptq import __version__
 from fptq.engines import CompileOptions, NodeRun, Session
 from fptq.engines.benchmark import Timing, interleaved
-from fptq.engines.cpu import detect
 from fptq.engines.footprint import Footprint, footprint
 from fptq.graph.write import file_bytes, save
+from fptq.recipes.describe import environment_record, gate_record, model_record, node_records, refusal_records
 from fptq.recipes.layers import placement_records
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.problem import Problem
@@ -25,7 +21,6 @@ from fptq.report.report import Report
 from fptq.tasks import Agreement, Scores, SegmentationTask, compare, paired_drop
 from fptq.types import Progress, Runner, silent
 
-_PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "torch")
 _FLOAT, _DEFAULT, _QUANTIZED = "float", "float default", "quantized"
 
 
@@ -58,8 +53,8 @@ def judge(problem: Problem, prepared: Prepared, *, command: str, because: str, p
     ours, default = measured.timings[_QUANTIZED], measured.variants[_DEFAULT]
     has_default = default.precision != "f32"
     return Report(
-        model=_model(problem),
-        environment=_environment(problem),
+        model=model_record(problem),
+        environment=environment_record(problem),
         engine=records.EngineInfo(
             name=prepared.engine.name,
             version=prepared.engine.version() or "",
@@ -76,10 +71,10 @@ def judge(problem: Problem, prepared: Prepared, *, command: str, because: str, p
         compression=_ratio(floats.size_mb, quantized.size_mb),
         calibration=_calibration(prepared),
         placements=placement_records(problem, prepared, measured.nodes),
-        refusals=_refusals(prepared),
-        gate=_gate(prepared),
-        nodes=_nodes(measured.nodes),
-        float_nodes=_nodes(measured.float_nodes),
+        refusals=refusal_records(prepared),
+        gate=gate_record(prepared),
+        nodes=node_records(measured.nodes),
+        float_nodes=node_records(measured.float_nodes),
         rewrites=prepared.encoding.rewrites,
         warnings=(*problem.warnings, *prepared.warnings),
         pictures=measured.pictures,
@@ -240,87 +235,6 @@ def _pictures(problem: Problem, runners: Mapping[str, Runner]) -> tuple[decision
         masks["label"] = case.label
     volume = case.volume if case.volume.ndim == problem.task.network.rank else case.volume[0]
     return slices(volume, masks, Slicing(case=case.name, spacing=case.spacing or (1.0,) * volume.ndim))
-
-
-def _model(problem: Problem) -> records.ModelInfo:
-    model = problem.model
-    return records.ModelInfo(
-        name=Path(model.source).name if model.source else "model",
-        source=model.source,
-        sha256=model.sha256,
-        parameters=model.parameter_count,
-        opset=model.opset,
-        inputs=tuple(map(str, model.inputs)),
-        outputs=tuple(map(str, model.outputs)),
-        notes=model.notes,
-    )
-
-
-def _environment(problem: Problem) -> records.Environment:
-    cpu = detect()
-    packages = {}
-    for name in _PACKAGES:
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return records.Environment(
-        fptq=__version__,
-        python=platform.python_version(),
-        cpu=cpu.name,
-        features=tuple(sorted(cpu.features)),
-        os=platform.platform(),
-        packages=packages,
-        threads=problem.threads,
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )
-
-
-def _refusals(prepared: Prepared) -> tuple[decisions.RefusalRecord, ...]:
-    return tuple(
-        decisions.RefusalRecord(node=r.node, op=r.op, module=_module(prepared, r.node), reason=r.reason)
-        for r in prepared.encoding.plan.refusals
-    )
-
-
-def _module(prepared: Prepared, node: str) -> str:
-    names = prepared.float_model.origin.get(node, ())
-    return next((name for name in names if "." in name), names[0] if names else "")
-
-
-def _gate(prepared: Prepared) -> decisions.Gate | None:
-    tried = [
-        decisions.Trial(name=name, latency_ms=None, kept=kept, note=f"output SQNR {sqnr:.2f} dB")
-        for name, sqnr, kept in prepared.tried
-    ]
-    outcome = prepared.outcome
-    if outcome is None:
-        return decisions.Gate(tried=tuple(tried)) if tried else None
-    timed = [
-        decisions.Trial(
-            name=trial.name,
-            latency_ms=trial.median_ms,
-            kept=trial.chosen,
-            note=f"{trial.speedup:.2f}x the faster float form, output SQNR {trial.sqnr_db:.1f} dB",
-        )
-        for trial in outcome.trials
-    ]
-    stored = {placement.consumer for placement in prepared.encoding.plan.weights}
-    reverted = [
-        decisions.Reverted(
-            node=r.node, op=r.op, module=_module(prepared, r.node), reason=r.reason, weights_kept=r.node in stored
-        )
-        for r in outcome.candidate.taken_back
-    ]
-    conclusion = "; ".join(outcome.notes) or f"int8 pays on {prepared.engine.name}: {outcome.candidate.variant}."
-    return decisions.Gate(tried=(*timed, *tried), reverted=tuple(reverted), margin=0.01, conclusion=conclusion)
-
-
-def _nodes(nodes: tuple[NodeRun, ...]) -> tuple[decisions.NodeRecord, ...]:
-    return tuple(
-        decisions.NodeRecord(nodes=n.nodes, op=n.op, precision=n.precision, kernel=n.kernel, time_ms=n.time_ms)
-        for n in nodes
-    )
 
 
 def _ratio(first: float | None, second: float | None) -> float | None:

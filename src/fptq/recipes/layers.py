@@ -75,7 +75,7 @@ class _Context:
             tensor=placement.value,
             consumers=(placement.consumer,) if placement.consumer else self._readers(placement.value),
             op=node.op_type if node is not None else "",
-            module=self._module(node),
+            module=self.prepared.float_model.module_of(str(node.name)) if node is not None else "",
             kind="weight" if weight else "activation",
             requested=str(spec),
             realized=ran.precision if ran else None,
@@ -97,10 +97,6 @@ class _Context:
     def _readers(self, value: str) -> tuple[str, ...]:
         found = query.values(self.prepared.float_model.graph_model)[value]
         return tuple(str(node.name) for node, _ in query.readers(found))
-
-    def _module(self, node: ir.Node | None) -> str:
-        names = self.prepared.float_model.origin.get(str(node.name), ()) if node is not None else ()
-        return next((name for name in names if "." in name), names[0] if names else "")
 
     def _weight(self, placement: Placement) -> _Details:
         value = query.constant(self.prepared.float_model.graph.initializers[placement.value])

@@ -112,12 +112,11 @@ def inspect(model: object, *, recipe: Recipe | None = None) -> Inspection:
     rows = []
     for node in loaded.graph:
         name = str(node.name)
-        names = loaded.origin.get(name, ())
         rows.append(
             InspectionRow(
                 node=name,
                 op=node.op_type,
-                module=next((n for n in names if "." in n), names[0] if names else ""),
+                module=loaded.module_of(name),
                 decision="int8" if name in quantized else "float",
                 reason="; ".join(quantized[name]) if name in quantized else reasons.get(name, ""),
             )
