@@ -146,7 +146,7 @@ class Gate:
         return made[best] if pays else None
 
     def _without_losers(self, best: Candidate) -> Candidate:
-        """The candidate without the layers that run slower in int8, when that is faster on the whole."""
+        """The candidate without the layers that run slower in int8, when that is faster or finer on the whole."""
         losers = self._losers(best)
         if not losers:
             return best
@@ -156,7 +156,7 @@ class Gate:
             return best
         name = f"{best.variant}, {len(losers)} layers taken back"
         contest = self._contest({best.variant: best, name: lighter})
-        gains = name in contest and contest[name].speedup > contest[best.variant].speedup * (1 + NOISE)
+        gains = name in contest and _better(contest[name], contest[best.variant])
         self._record(contest, chosen=name if gains else best.variant)
         return lighter if gains else best
 
@@ -268,6 +268,13 @@ class _Entry:
     timing: Timing
     speedup: float
     sqnr_db: float
+
+
+def _better(entry: _Entry, than: _Entry) -> bool:
+    """Faster beyond the noise; or as fast within it, and more accurate."""
+    if entry.sqnr_db > than.sqnr_db + AS_ACCURATE_DB:
+        return entry.speedup > than.speedup * (1 - NOISE)
+    return entry.speedup > than.speedup * (1 + NOISE)
 
 
 def _node_times(runs: Iterable[NodeRun]) -> dict[str, float]:
