@@ -84,6 +84,12 @@ def help_bar() -> Bar:
     return Bar(what="fptq --help [s]", network="-", value=statistics.median(times), limit=0.3, at_most=True)
 
 
+def disturbed(rows: Sequence[Row], setting: str) -> str:
+    """A remark where a latency rests on runs that other processes disturbed."""
+    shaky = any(row.latency[setting].counted == 0 for row in rows if setting in row.latency)
+    return " (disturbed: no calm run)" if shaky else ""
+
+
 def at_most(what: str, measured: Measured, value: float, limit: float, beside: str = "") -> Bar:
     return Bar(what=what, network=measured.network, value=value, limit=limit, at_most=True, beside=beside)
 
@@ -100,7 +106,13 @@ def _latency(measured: Measured) -> Iterator[Bar]:
     ours = measured.ours("openvino")
     for setting, name in ((OPENVINO, AGAINST_PEERS), (OPENVINO_F32, f"{AGAINST_PEERS}, float remainder at f32")):
         fastest, label = measured.fastest_peer([setting.name])
-        yield at_most(name, measured, ours.median_ms(setting.name) / fastest, 1.05, f"{label}: {fastest:.1f} ms")
+        yield at_most(
+            name,
+            measured,
+            ours.median_ms(setting.name) / fastest,
+            1.05,
+            f"{label}: {fastest:.1f} ms{disturbed(measured.rows, setting.name)}",
+        )
     fp32, int8 = measured.float_row.median_ms(OPENVINO_F32.name), ours.median_ms(OPENVINO.name)
     beside = f"{fp32:.1f} / {int8:.1f} ms; bf16 {measured.float_row.median_ms(OPENVINO.name):.1f} ms"
     yield at_least("OpenVINO fp32 / int8", measured, fp32 / int8, SPEEDUPS[measured.network], beside)
@@ -112,7 +124,7 @@ def _onnxruntime(measured: Measured) -> Iterator[Bar]:
     fp32, int8 = (row.median_ms(ONNXRUNTIME.name) for row in (measured.float_row, measured.ours("onnxruntime")))
     limit = 1.7 if measured.network == "encoder" else 1 - NOISE
     fastest, label = measured.fastest_peer([ONNXRUNTIME.name])
-    beside = f"{fp32:.1f} / {int8:.1f} ms; {label}: {fastest:.1f} ms"
+    beside = f"{fp32:.1f} / {int8:.1f} ms; {label}: {fastest:.1f} ms{disturbed(measured.rows, ONNXRUNTIME.name)}"
     yield at_least("ONNX Runtime fp32 / int8", measured, fp32 / int8, limit, beside)
 
 

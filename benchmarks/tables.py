@@ -10,7 +10,8 @@ from measure import ONNXRUNTIME, OPENVINO, OPENVINO_F32, SIMULATION, TIMED
 from results import Measured, Row
 
 CAPTION = """Latencies are medians over runs in turns, with the number of runs that count: those during which no other
-process held a core. "OpenVINO" leaves its float operations in the engine's default (bf16 where the processor has it),
+process held a core; (0) means that none was calm and the fastest half counts.
+"OpenVINO" leaves its float operations in the engine's default (bf16 where the processor has it),
 "OpenVINO f32" does not. A peer is timed in the preset that is fastest in that column; SQNR is given for all.
 "per sample" and "peak" are of calibration alone for fptq, of the whole run for the peers, which do not separate them;
 peak memory counts from after the imports."""
