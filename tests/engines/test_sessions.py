@@ -143,3 +143,17 @@ def test_runs_that_waited_for_a_processor_do_not_count() -> None:
 def test_where_every_run_waited_the_calmer_half_counts() -> None:
     timing = Timing(samples=tuple(range(1, 9)), waited=(0.5, 0.1, 0.2, 0.9, 0.8, 0.7, 0.3, 0.6))
     assert timing.counted == (1, 2, 3, 7)
+
+
+def test_a_speedup_is_paired_by_rounds() -> None:
+    """A machine that slows down by half changes no ratio."""
+    slow = Timing(samples=(10.0, 10.0, 20.0, 20.0, 20.0), waited=(0.0,) * 5)
+    fast = Timing(samples=(5.0, 5.0, 10.0, 10.0, 10.0), waited=(0.0,) * 5)
+    assert fast.speedup_over(slow) == fast.sure_speedup_over(slow) == 2.0
+
+
+def test_a_sure_speedup_is_below_the_median_where_rounds_disagree() -> None:
+    fast = Timing(samples=(1.0,) * 9, waited=(0.0,) * 9)
+    slow = Timing(samples=(1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9), waited=(0.0,) * 9)
+    assert fast.speedup_over(slow) == 1.5
+    assert fast.sure_speedup_over(slow) == 1.3  # P(at most 2 of 9 below the median) = 0.0898

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from fptq.calibrate import CalibrationOptions, collect
 from fptq.engines import ENGINES
+from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.numerics import QuantizerSpec
 from fptq.plan import PROFILES, Policy, Refusal, materialize
@@ -46,6 +48,24 @@ def test_a_layer_taken_back_says_why_and_can_keep_integer_weights(cnn: Model, sa
     stored = made.stored(candidate, "")
     assert "Conv_7" in {p.consumer for p in stored.encoding.plan.weights}
     assert not any(p.consumer == "Conv_7" for p in stored.encoding.plan.activations)
+
+
+def test_a_reader_of_moved_codes_can_be_taken_back(net, samples) -> None:
+    """Two readers ask for one quantizer in front of the MaxPool; when one leaves, it moves behind."""
+    n = net((1, 4, 16, 16))
+    n.conv(4, 8)
+    n("Relu")
+    pooled = n("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
+    left = n.conv(8, 8)
+    n.last = pooled
+    n.conv(8, 8)
+    n("Sub", left)
+    made = candidates(n.model())
+    statistics = collect(made.model, made.statistics_needed(), [{"x": np.ones((1, 4, 16, 16), np.float32)}])
+    reader = next(node for node, _ in query.readers(pooled))
+    for name in made.plans():
+        back = (Refusal(node=str(reader.name), op="Conv", reason="measured: slower"),)
+        assert made.make(name, statistics, back).encoding.plan.activations
 
 
 def test_storage_alone_quantizes_no_activation(cnn: Model) -> None:

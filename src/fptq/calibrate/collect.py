@@ -189,6 +189,8 @@ def _compiled(model: Model, asked: tuple[Statistic, ...], threads: int) -> _Meas
     options.log_severity_level = 3
     # The default order runs the reductions last, with every activation alive until then.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    # From the second run on, a planned block for all activations would lie beside what the first run has allocated.
+    options.enable_mem_pattern = False
     try:
         # Through a file: networks may be larger than one protobuf message, and the engine then maps the weights.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

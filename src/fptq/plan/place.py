@@ -237,6 +237,27 @@ def _hoisted(
     return hoisted
 
 
+def if_readers_leave(model: Model, plan: Plan, profile: Profile) -> Plan:
+    """The quantizers behind operations that keep codes, where they move back to when one of several readers is float.
+
+    Args:
+        model: The network of the plan.
+        plan: What `place` made for it.
+        profile: The engine.
+    """
+    specs: dict[Placement, QuantizerSpec] = {}
+    moved = {p: s for p, s in plan.specs.items() if p not in plan.weights}
+    for node in model.graph:
+        spec = moved.get(Placement(_named(node, 0), str(node.name), 0)) if node.op_type in profile.transparent else None
+        if spec is None:
+            continue
+        value = node.outputs[0]
+        behind = [Placement(str(value.name), str(reader.name), index) for reader, index in query.readers(value)]
+        moved |= dict.fromkeys(behind, spec)
+        specs |= dict.fromkeys(behind if len(behind) > 1 else (), spec)
+    return Plan(engine=plan.engine, specs=specs)
+
+
 def _check_globs(model: Model, policy: Policy) -> None:
     for pattern in policy.precision:
         if not any(fnmatchcase(name, pattern) for node in model.graph for name in names_of(model, node)):

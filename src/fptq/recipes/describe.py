@@ -13,6 +13,7 @@ from fptq.engines.cpu import detect
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.problem import Problem
 from fptq.report import decisions, records
+from fptq.search.trade import LEAST_GAIN
 
 _PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "torch")
 
@@ -91,7 +92,7 @@ def gate_record(prepared: Prepared) -> decisions.Gate | None:
         for r in outcome.candidate.taken_back
     ]
     conclusion = "; ".join(outcome.notes) or f"int8 pays on {prepared.engine.name}: {outcome.candidate.variant}."
-    return decisions.Gate(tried=(*timed, *tried), reverted=tuple(reverted), margin=0.01, conclusion=conclusion)
+    return decisions.Gate(tried=(*timed, *tried), reverted=tuple(reverted), margin=LEAST_GAIN, conclusion=conclusion)
 
 
 def node_records(nodes: tuple[NodeRun, ...]) -> tuple[decisions.NodeRecord, ...]:

@@ -61,7 +61,7 @@ class Gate(Record):
     Attributes:
         tried: The variants timed.
         reverted: The nodes taken back to float.
-        margin: The share by which a variant had to win to be beyond the noise, in [0, 1].
+        margin: The share of the latency that a less accurate variant had to gain at least, in [0, 1].
         conclusion: One sentence.
     """
 

@@ -8,7 +8,7 @@ from fptq.calibrate import CalibrationOptions, Statistic, Statistics, needed, so
 from fptq.errors import ModelError
 from fptq.graph.model import Model
 from fptq.plan.encoding import Encoding
-from fptq.plan.place import Policy, place, place_weights
+from fptq.plan.place import Policy, if_readers_leave, place, place_weights
 from fptq.plan.plan import Plan, Refusal
 from fptq.plan.profile import Profile
 
@@ -66,7 +66,9 @@ class Candidates:
 
     def statistics_needed(self) -> tuple[Statistic, ...]:
         """What one pass over the calibration data must collect for all of them."""
-        asked = (needed(plan, [self.options.observer]) for plan in self.plans().values())
+        plans = list(self.plans().values())
+        plans += [if_readers_leave(self.model, plan, self.profile) for plan in plans]
+        asked = (needed(plan, [self.options.observer]) for plan in plans)
         return tuple(dict.fromkeys(statistic for group in asked for statistic in group))
 
     def make(self, variant: str, statistics: Statistics, taken_back: tuple[Refusal, ...] = ()) -> Candidate:

@@ -15,22 +15,17 @@ from pathlib import Path
 
 from fptq.calibrate import Statistics
 from fptq.engines import CompileOptions, Engine, NodeRun, Session
-from fptq.engines.benchmark import Timing, interleaved
+from fptq.engines.benchmark import interleaved
 from fptq.errors import EngineError, ModelError
 from fptq.graph.model import Model
 from fptq.graph.write import save
 from fptq.plan.materialize import materialize
 from fptq.plan.plan import Refusal
 from fptq.search.candidates import Candidate, Candidates
+from fptq.search.trade import NOISE, Contender, is_better, preferred
 from fptq.tasks import compare
 from fptq.types import Feeds, Progress, silent
 
-PREFER_ACCURATE = 0.04
-"""A more accurate variant is preferred while it costs at most this fraction of the latency."""
-AS_ACCURATE_DB = 0.5
-"""Variants whose output SQNR differs by less than this are equally accurate: the faster one is better."""
-NOISE = 0.01
-"""Differences below this fraction of the latency are noise."""
 STORAGE_COST = 0.05
 """Storing the weights of float layers as integers may cost this fraction of the latency while int8 stays ahead."""
 _FLOATS = ("float f32", "float default")
@@ -101,7 +96,7 @@ class Gate:
     samples: tuple[Feeds, ...]
     folder: Path
     threads: int
-    rounds: int = 9
+    rounds: int = 15
     seconds: float = 40.0
     progress: Progress = silent
     _trials: list[Trial] = field(default_factory=list)
@@ -129,18 +124,14 @@ class Gate:
         return Outcome(candidate=candidate, trials=tuple(self._trials), notes=tuple(self._notes), pays=pays)
 
     def _best_variant(self) -> Candidate | None:
-        """The fastest of the most accurate among the fast variants; None when float is faster than all of them."""
+        """The variant with the best trade of time for accuracy; None when float is faster than that."""
         made: dict[str, Candidate] = {}
         for name in self.candidates.plans():
             made[name] = self.candidates.make(name, self.statistics)
         contest = self._contest(made)
         if not contest:
             return None
-        fastest = max(entry.speedup for entry in contest.values())
-        near = {n: e for n, e in contest.items() if e.speedup >= fastest * (1 - PREFER_ACCURATE)}
-        finest = max(entry.sqnr_db for entry in near.values())
-        equals = {n: e for n, e in near.items() if e.sqnr_db >= finest - AS_ACCURATE_DB}
-        best = max(equals, key=lambda name: equals[name].speedup)
+        best = preferred(contest)
         pays = contest[best].speedup > 1.0
         self._record(contest, chosen=best if pays else None)
         return made[best] if pays else None
@@ -156,7 +147,7 @@ class Gate:
             return best
         name = f"{best.variant}, {len(losers)} layers taken back"
         contest = self._contest({best.variant: best, name: lighter})
-        gains = name in contest and _better(contest[name], contest[best.variant])
+        gains = name in contest and is_better(contest[name], contest[best.variant])
         self._record(contest, chosen=name if gains else best.variant)
         return lighter if gains else best
 
@@ -200,7 +191,7 @@ class Gate:
             )
         return stored
 
-    def _contest(self, entries: Mapping[str, Candidate]) -> dict[str, _Entry]:
+    def _contest(self, entries: Mapping[str, Candidate]) -> dict[str, Contender]:
         """Time candidates beside both float forms; those that the engine refuses are noted and left out."""
         sessions: dict[str, Session] = dict(self._floats)
         accuracy: dict[str, float] = {}
@@ -217,7 +208,7 @@ class Gate:
         )
         base = min((timings[name] for name in _FLOATS), key=lambda timing: timing.median_ms)
         return {
-            name: _Entry(timing=timings[name], speedup=timings[name].speedup_over(base), sqnr_db=accuracy[name])
+            name: Contender(timing=timings[name], speedup=timings[name].speedup_over(base), sqnr_db=accuracy[name])
             for name in entries
             if name in accuracy
         }
@@ -242,7 +233,7 @@ class Gate:
         session = self.engine.compile(path, self._options("f32"))
         return compare(self._floats["float f32"], session, self.samples).sqnr_db
 
-    def _record(self, contest: Mapping[str, _Entry], *, chosen: str | None) -> None:
+    def _record(self, contest: Mapping[str, Contender], *, chosen: str | None) -> None:
         for name, entry in contest.items():
             self._trials.append(
                 Trial(
@@ -261,20 +252,6 @@ class Gate:
         path = self.folder / f"gate_{next(iter(self._serial))}.onnx"
         save(model, path)
         return path
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Entry:
-    timing: Timing
-    speedup: float
-    sqnr_db: float
-
-
-def _better(entry: _Entry, than: _Entry) -> bool:
-    """Faster beyond the noise; or as fast within it, and more accurate."""
-    if entry.sqnr_db > than.sqnr_db + AS_ACCURATE_DB:
-        return entry.speedup > than.speedup * (1 - NOISE)
-    return entry.speedup > than.speedup * (1 + NOISE)
 
 
 def _node_times(runs: Iterable[NodeRun]) -> dict[str, float]:
