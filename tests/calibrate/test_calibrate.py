@@ -16,8 +16,9 @@ from fptq.calibrate import (
     weight_observer,
 )
 from fptq.errors import ConfigError, DataError, ModelError
+from fptq.graph.placement import Placement
 from fptq.numerics import PerBlock, PerChannel, QuantizerSpec
-from fptq.plan.plan import Placement, Plan
+from fptq.plan.plan import Plan
 
 U8 = QuantizerSpec(signed=False, symmetric=False)
 S8_BY_CHANNEL = QuantizerSpec(granularity=PerChannel(axis=0))

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fptq.errors import ConfigError
+from fptq.graph.placement import Placement
 from fptq.numerics import PerBlock, PerChannel, PerTensor, QuantizerSpec, UniformParams
 from fptq.plan.encoding import Encoding, load_encoding, plan_from_json, plan_to_json, save_encoding
-from fptq.plan.plan import Placement, Plan, Refusal
+from fptq.plan.plan import Plan, Refusal
 
 A, B, C = Placement("a"), Placement("b", "conv", 0), Placement("w", "conv", 1)
 SPEC = QuantizerSpec(signed=False, symmetric=False)

@@ -8,9 +8,10 @@ import pytest
 from fptq.calibrate import calibrate
 from fptq.graph import query
 from fptq.graph.model import Model
+from fptq.graph.placement import Placement
 from fptq.numerics import PerChannel, QuantizerSpec
 from fptq.plan import materialize
-from fptq.plan.plan import Placement, Plan
+from fptq.plan.plan import Plan
 from fptq.rewrite.bias import corrected_biases
 
 

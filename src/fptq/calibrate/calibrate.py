@@ -17,9 +17,10 @@ from fptq.calibrate.states import Reading
 from fptq.calibrate.statistics import STATES, Statistic, Statistics
 from fptq.errors import ConfigError, ModelError
 from fptq.graph.model import Model
+from fptq.graph.placement import Placement
 from fptq.numerics import PerChannel, QuantizerSpec, UniformParams, grouped, ranges, scale_shape
 from fptq.plan.encoding import Encoding
-from fptq.plan.plan import Placement, Plan
+from fptq.plan.plan import Plan
 from fptq.types import Array, FeedSource, Progress, silent
 
 

@@ -116,12 +116,32 @@ def check_parity(model: ir.Model, feeds: Feeds, reference: Reference, *, toleran
         ParityError: An output differs; the first differing value that both sides know by name is named.
         ModelError: ONNX Runtime cannot run the graph.
     """
-    results = run_graph(model, feeds)
+    return check_results(model, lambda names: run_graph(model, feeds, names), reference, tolerance=tolerance)
+
+
+def check_results(
+    model: ir.Model, run: Callable[[Sequence[str]], Feeds], reference: Reference, *, tolerance: Tolerance = SINGLE
+) -> float:
+    """Compare whatever computes a graph with the reference.
+
+    Args:
+        model: The graph: names and order of its values.
+        run: Computes the outputs, and intermediate values by name.
+        reference: The results to agree with.
+        tolerance: When results count as equal.
+
+    Returns:
+        The smallest SQNR [dB] over the outputs; infinite when all are equal.
+
+    Raises:
+        ParityError: An output differs; the first differing value that both sides know by name is named.
+    """
+    results = run(())
     worst = math.inf
     for value, expected in zip(model.graph.outputs, reference.outputs, strict=True):
         found = results[value.name or ""]
         if not _equal(found, expected, tolerance):
-            first = _first_difference(model, feeds, reference, tolerance=tolerance) or value.name or ""
+            first = _first_difference(model, run, reference, tolerance=tolerance) or value.name or ""
             raise ParityError(
                 f"value {first!r} is the first that differs from {reference.name}",
                 rule=f"output {value.name!r} must agree; it {_difference(found, expected)}",
@@ -179,13 +199,15 @@ def _difference(found: Array, expected: Array) -> str:
     return f"agrees in {np.mean(found == expected):.1%} of its values only"
 
 
-def _first_difference(model: ir.Model, feeds: Feeds, reference: Reference, *, tolerance: Tolerance) -> str | None:
+def _first_difference(
+    model: ir.Model, run: Callable[[Sequence[str]], Feeds], reference: Reference, *, tolerance: Tolerance
+) -> str | None:
     names = [value.name or "" for node in model.graph for value in node.outputs]
     for start in range(0, len(names), _AT_ONCE):
         some = names[start : start + _AT_ONCE]
         try:
             expected = reference.values(some)
-            found = run_graph(model, feeds, some)
+            found = run(some)
         except ModelError:  # some exporters' graphs do not run as they are
             return None
         for name in some:

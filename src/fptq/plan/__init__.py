@@ -1,9 +1,10 @@
 """Where quantizers stand: profiles, placement, encodings and the Q/DQ file."""
 
+from fptq.graph.placement import Placement
 from fptq.plan.encoding import Encoding, load_encoding, save_encoding
 from fptq.plan.materialize import materialize
 from fptq.plan.place import Policy, place
-from fptq.plan.plan import Placement, Plan, Refusal
+from fptq.plan.plan import Plan, Refusal
 from fptq.plan.profiles import PROFILES
 
 __all__ = [

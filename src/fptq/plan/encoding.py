@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import Any
 
 from fptq.errors import ConfigError
+from fptq.graph.placement import Placement
 from fptq.numerics import PerBlock, PerChannel, PerTensor, QuantizerSpec, UniformParams
 from fptq.numerics.spec import Granularity
-from fptq.plan.plan import Placement, Plan, Refusal
+from fptq.plan.plan import Plan, Refusal
 from fptq.types import Array
 
 FORMAT = "fptq-encoding/1"

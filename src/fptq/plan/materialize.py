@@ -11,9 +11,9 @@ import onnx_ir as ir
 
 from fptq.errors import ModelError
 from fptq.graph.model import Model
+from fptq.graph.placement import Placement
 from fptq.numerics import PerBlock, PerChannel, PerTensor, QuantizerSpec, UniformParams, quantize
 from fptq.plan.encoding import Encoding
-from fptq.plan.plan import Placement
 from fptq.types import Array
 
 _INT32_MAX = np.iinfo(np.int32).max

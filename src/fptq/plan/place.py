@@ -12,8 +12,9 @@ import onnx_ir as ir
 from fptq.errors import ConfigError, ModelError
 from fptq.graph import query
 from fptq.graph.model import Model
+from fptq.graph.placement import Placement
 from fptq.numerics import PerChannel, PerTensor, QuantizerSpec
-from fptq.plan.plan import Placement, Plan, Refusal
+from fptq.plan.plan import Plan, Refusal
 from fptq.plan.profile import STORED_WEIGHTS, Family, Profile, Rule, Variant, channel_axis
 from fptq.plan.ties import agreed, ties_of
 

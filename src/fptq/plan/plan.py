@@ -6,38 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+from fptq.graph.placement import Placement
 from fptq.numerics import QuantizerSpec
-
-
-@dataclass(frozen=True, order=True)
-class Placement:
-    """A place for a quantizer: a value, or one reader's view of it.
-
-    Attributes:
-        value: Name of the tensor.
-        consumer: Node that alone sees the quantized tensor; None: every reader does.
-        index: Which input of the consumer (`a * a` needs both).
-    """
-
-    value: str
-    consumer: str | None = None
-    index: int | None = None
-
-    def __str__(self) -> str:
-        return self.value if self.consumer is None else f"{self.value} -> {self.consumer}[{self.index}]"
-
-    @classmethod
-    def parse(cls, text: str) -> Placement:
-        """The inverse of `str`.
-
-        >>> Placement.parse(str(Placement("w", "conv_1", 1)))
-        Placement(value='w', consumer='conv_1', index=1)
-        """
-        value, arrow, reader = text.partition(" -> ")
-        if not arrow:
-            return cls(value)
-        consumer, _, index = reader.rpartition("[")
-        return cls(value, consumer, int(index.rstrip("]")))
 
 
 @dataclass(frozen=True, kw_only=True)

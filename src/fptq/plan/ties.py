@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 from fptq.graph.model import Model
+from fptq.graph.placement import Placement
 from fptq.numerics import QuantizerSpec
-from fptq.plan.plan import Placement, Plan
+from fptq.plan.plan import Plan
 
 
 def ties_of(model: Model, plan: Plan) -> Iterator[frozenset[Placement]]:

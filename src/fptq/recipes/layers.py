@@ -16,9 +16,9 @@ from fptq.calibrate.states import Kind
 from fptq.engines import NodeRun
 from fptq.graph import query
 from fptq.graph.model import Model
+from fptq.graph.placement import Placement
 from fptq.graph.write import loadable
 from fptq.numerics import UniformParams, fake_quantize
-from fptq.plan.plan import Placement
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.problem import Problem
 from fptq.report.tensors import Histogram, PlacementRecord, Scale

@@ -18,10 +18,10 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from fptq.errors import EngineError
 from fptq.graph import query
 from fptq.graph.model import Model
+from fptq.graph.placement import Placement
 from fptq.graph.write import loadable
 from fptq.numerics import fake_quantize
 from fptq.plan.encoding import Encoding
-from fptq.plan.plan import Placement
 from fptq.types import Array, Feeds
 
 _MEAN = "fptq.mean/"

@@ -1,0 +1,54 @@
+"""Quantization as an overlay on a pure run: nothing in the model changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import torch
+
+from fptq.execute import Hook
+from fptq.graph.placement import Placement
+from fptq.numerics.torch_uniform import fake_quantize_tensor
+from fptq.plan.encoding import Encoding
+
+Seen = Callable[[Placement, torch.Tensor], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlay:
+    """A hook that fake-quantizes the placements of an encoding.
+
+    Attributes:
+        encoding: What becomes what.
+        only: Placements to quantize; None: all of them.
+        weights: Stored tensors quantized once, filled as they are met: they are the same in every run.
+    """
+
+    encoding: Encoding
+    only: Collection[Placement] | None = None
+    weights: dict[Placement, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    def restricted(self, only: Collection[Placement]) -> Overlay:
+        """The overlay for some placements; quantized weights are shared."""
+        return Overlay(encoding=self.encoding, only=frozenset(only), weights=self.weights)
+
+    def __call__(self, placement: Placement, tensor: torch.Tensor) -> torch.Tensor:
+        spec = self.encoding.plan.specs.get(placement)
+        if spec is None or (self.only is not None and placement not in self.only):
+            return tensor
+        if placement not in self.encoding.plan.weights:
+            return fake_quantize_tensor(tensor, spec, self.encoding.params[placement])
+        if placement not in self.weights:
+            self.weights[placement] = fake_quantize_tensor(tensor, spec, self.encoding.params[placement])
+        return self.weights[placement]
+
+
+def watching(see: Seen) -> Hook:
+    """A hook that looks at every value and changes none."""
+
+    def hook(placement: Placement, tensor: torch.Tensor) -> torch.Tensor:
+        see(placement, tensor)
+        return tensor
+
+    return hook
