@@ -95,6 +95,11 @@ def test_help_names_every_choice_that_the_recipe_accepts() -> None:
         (["inspect", "calib"], 3, "is a folder"),
         (["bench", "tiny.onnx", "--engine", "tensorrt"], 2, "tensorrt"),
         (["bench", "tiny.onnx", "--rounds", "1"], 2, "--rounds"),
+        (["predict", "tiny.onnx", "calib"], 2, "Missing option '--output'"),
+        (["predict", "nowhere", "calib", "-o", "new"], 2, "nowhere does not exist. Give the folder that fptq quantize"),
+        (["predict", "tiny.onnx", "calib", "-o", "new"], 2, "tiny.onnx is a file"),
+        (["predict", "calib", "calib", "-o", "new"], 2, "calib has no model.onnx"),
+        (["predict", "calib", "calib", "-o", "tiny.onnx"], 8, "it is a file"),
         (["report", "nowhere"], 2, "no report at nowhere"),
         (["demo", "brian"], 2, "Did you mean 'brain'?"),
     ],
@@ -142,6 +147,25 @@ def test_a_network_is_quantized_and_its_report_written_again(folder: Path) -> No
     again = fptq("--json", "report", "out")
     assert json.loads(again.stdout) == {"report": str(Path("out") / "report.html")}
     assert page.exists()
+
+
+def test_a_quantized_network_predicts(folder: Path) -> None:
+    assert fptq("quantize", "tiny.onnx", "--calib", "calib", *FAST, "-o", "out").exit_code == 0
+    done = fptq("predict", "out", "calib", "-o", "new")
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "4 results in new\n"
+    assert done.stderr.startswith("finished in ")
+    again = fptq("predict", "out", "calib/1.npz", "-o", "new")
+    assert (again.exit_code, again.stderr.count("\n")) == (8, 1)
+    assert f"{Path('new') / '1.npz'} exists" in again.stderr
+    replaced = fptq("predict", "out", "calib/1.npz", "-o", "new", "--overwrite", "--json")
+    assert json.loads(replaced.stdout) == {"output": "new", "files": [str(Path("new") / "1.npz")]}
+    with np.load(folder / "new" / "1.npz") as outputs:
+        assert outputs["y"].shape == (1, 16, 6, 6)
+    np.save(folder / "wrong.npy", np.zeros((1, 4, 9, 10), np.float32))
+    wrong = fptq("predict", "out", "wrong.npy", "-o", "new")
+    assert (wrong.exit_code, wrong.stderr.count("\n")) == (4, 1)
+    assert "input 'x' has shape [1, 4, 9, 10]" in wrong.stderr
 
 
 def test_json_is_all_there_is_on_standard_output(folder: Path) -> None:

@@ -14,7 +14,8 @@ from fptq.engines.footprint import footprint
 from fptq.errors import ConfigError, DataError, EngineError
 from fptq.graph.model import Model
 from fptq.graph.write import save
-from fptq.plan import PROFILES, materialize, place
+from fptq.plan import PROFILES, Policy, materialize, place
+from fptq.plan.place import place_weights
 
 OPTIONS = CompileOptions(threads=1)
 EACH = [pytest.param(name, marks=pytest.mark.engine(ENGINES[name].extra)) for name in ENGINES]
@@ -157,3 +158,10 @@ def test_a_sure_speedup_is_below_the_median_where_rounds_disagree() -> None:
     slow = Timing(samples=(1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9), waited=(0.0,) * 9)
     assert fast.speedup_over(slow) == 1.5
     assert fast.sure_speedup_over(slow) == 1.3  # P(at most 2 of 9 below the median) = 0.0898
+
+
+@pytest.mark.engine("onnxruntime")
+def test_weights_that_are_only_stored_are_not_expanded_in_every_run(cnn: Model, samples, tmp_path) -> None:
+    plan = place_weights(cnn, PROFILES["onnxruntime"], Policy())
+    session = compiled("onnxruntime", materialize(cnn, calibrate(cnn, plan, samples)), tmp_path)
+    assert "DequantizeLinear" not in {run.op for run in session.profile(samples[0])}

@@ -77,7 +77,7 @@ def _application() -> typer.Typer:
         add_completion=False,
     )
     app.command(epilog=_MORE)(commands.quantize)
-    for command in (commands.inspect, commands.bench, commands.report, commands.doctor):
+    for command in (commands.predict, commands.inspect, commands.bench, commands.report, commands.doctor):
         app.command()(command)
     demo = typer.Typer(
         name="demo", help="Quantize a real network on real data, downloaded on first use.", rich_markup_mode=None

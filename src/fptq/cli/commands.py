@@ -68,6 +68,34 @@ def quantize(
     _show_result(terminal, result, folder)
 
 
+def predict(
+    ctx: typer.Context,
+    folder: options.Folder,
+    data: options.Data,
+    output: options.Output,
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="generic|segmentation", help="Arrays, or label maps of scans; default: as quantized."),
+    ] = None,
+    preprocess: Annotated[
+        str | None, typer.Option(metavar="package.module:function", help="In place of the saved one.")
+    ] = None,
+    threads: options.Threads = None,
+    overwrite: options.Overwrite = False,
+) -> None:
+    """Run a quantized network on new data."""
+    given = {"task": task, "preprocess": preprocess, "threads": threads}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    target = options.writable(output)
+    from fptq import recipes
+
+    terminal: Terminal = ctx.obj
+    with terminal.progress() as progress:
+        written = recipes.predict(folder, data, output=target, overwrite=overwrite, progress=progress, **chosen)
+    count = "one result" if len(written) == 1 else f"{len(written)} results"
+    terminal.show(f"{count} in {target}", document={"output": str(target), "files": [str(path) for path in written]})
+
+
 def inspect(
     ctx: typer.Context,
     model: options.Model,
@@ -111,7 +139,7 @@ def bench(
 
 def report(
     ctx: typer.Context,
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="What fptq quantize wrote.")],
+    folder: options.Folder,
 ) -> None:
     """Write report.html again from report.json, without any model."""
     from fptq.report.html import write_html

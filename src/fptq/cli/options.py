@@ -51,6 +51,9 @@ Plan = Annotated[Path | None, typer.Option(metavar="FILE", help="A plan.json to 
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Recipe file, such as fptq.toml.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Read files that can execute code (.pt2).")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")]
+Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="What fptq quantize wrote.")]
+Data = Annotated[str, typer.Argument(metavar="DATA", help=f"Folder or glob of .npz, .npy, .nii[.gz], or {_FUNCTION}.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the results go.")]
 
 

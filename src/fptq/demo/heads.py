@@ -50,6 +50,10 @@ class WholeHead:
         return resampled(outputs, volume.shape)
 
 
+whole_head = WholeHead()
+"""The demo's preprocess by name, for the recipe in its folder: `fptq predict` applies it to other heads."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadCrop:
     """A `Preprocess`: the box around the brain as a cube, where a coarse mask says the brain is.

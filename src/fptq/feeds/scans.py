@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -139,6 +140,28 @@ def read_labels(path: Path) -> tuple[Array, Array | None]:
     if not np.array_equal(labels, values):
         raise DataError(f"{path} is no label volume", rule="labels are whole numbers, one per class")
     return labels, affine
+
+
+def label_image(labels: Array, *, scan: Path) -> Any:
+    """A nibabel image of a label map on the grid of a NIfTI file: its affine, its order and direction of axes.
+
+    Args:
+        labels: `u8[X, Y, Z]` in the orientation nearest to RAS+, as `read_scan` gives the volume.
+        scan: The file that they belong to.
+
+    Raises:
+        MissingExtra: nibabel is not installed.
+    """
+    nibabel = optional("nibabel", extra="medical", purpose="writing NIfTI files")
+    image = nibabel.load(scan)
+    own, canonical = nibabel.io_orientation(image.affine), nibabel.io_orientation(np.eye(4))
+    back = nibabel.orientations.ornt_transform(canonical, own)
+    header = image.header.copy()
+    header.set_data_dtype(np.uint8)
+    header.set_intent("none")
+    # Display limits of the scan's intensities would hide the labels.
+    header["cal_min"] = header["cal_max"] = 0
+    return type(image)(nibabel.apply_orientation(np.asarray(labels, np.uint8), back), image.affine, header)
 
 
 def single_array(path: Path) -> Array:

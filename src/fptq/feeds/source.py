@@ -44,14 +44,37 @@ def open_feeds(
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit}", rule="at least one sample is needed")
+    items = open_items(source)
+    samples = Samples(_Prepared(items, inputs, preprocess), inputs, limit=limit)
+    if isinstance(items, IterableItems) and isinstance(items.iterable, Iterator):
+        return _spooled(samples, inputs)
+    return samples
+
+
+def open_items(source: object) -> FileItems | IterableItems:
+    """The samples of a source as they are, by name.
+
+    Args:
+        source: As for `open_feeds`; an iterator is not written anywhere, so it can be walked only once.
+
+    Raises:
+        DataError: There are none.
+        ConfigError: `package.module:function` does not exist.
+    """
     if isinstance(source, str) and names_callable(source) and not Path(source).exists():
         source = load_callable(source)()
     if isinstance(source, str | Path):
-        return Samples(_Prepared(FileItems(find_files(source)), inputs, preprocess), inputs, limit=limit)
-    items = _Prepared(IterableItems(_walkable(source)), inputs, preprocess)
-    if isinstance(source, Iterator):
-        return _spooled(Samples(items, inputs, limit=limit), inputs)
-    return Samples(items, inputs, limit=limit)
+        return FileItems(find_files(source))
+    return IterableItems(_walkable(source))
+
+
+def prepared(sample: object, *, preprocess: Preprocess | None, name: str) -> object:
+    """A sample after the user's preprocess, which applies to scans and to samples that are one array."""
+    if isinstance(sample, Scan):
+        return preprocessed(sample.volume, sample.affine, preprocess=preprocess, name=name)
+    if preprocess is None:
+        return sample
+    return preprocessed(_only_array(sample, name), np.eye(4), preprocess=preprocess, name=name)
 
 
 class Items(Protocol):
@@ -152,18 +175,14 @@ class _Prepared:
     preprocess: Preprocess | None
 
     def __iter__(self) -> Iterator[tuple[str, object]]:
-        return ((name, self._prepared(name, sample)) for name, sample in self.items)
+        return ((name, self._fitted(name, sample)) for name, sample in self.items)
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def _prepared(self, name: str, sample: object) -> object:
-        if isinstance(sample, Scan):
-            array = preprocessed(sample.volume, sample.affine, preprocess=self.preprocess, name=name)
-            return _patch(array, self.inputs)
-        if self.preprocess is None:
-            return sample
-        return preprocessed(_only_array(sample, name), np.eye(4), preprocess=self.preprocess, name=name)
+    def _fitted(self, name: str, sample: object) -> object:
+        value = prepared(sample, preprocess=self.preprocess, name=name)
+        return _patch(np.asarray(value), self.inputs) if isinstance(sample, Scan) else value
 
 
 def _only_array(sample: object, name: str) -> Array:

@@ -1,8 +1,9 @@
 """The verbs that users call, each a story on one page."""
 
 from fptq.recipes.demo import demo_brain
+from fptq.recipes.predict import predict
 from fptq.recipes.quantize import quantize
 from fptq.recipes.result import Result
 from fptq.recipes.survey import BenchRow, Inspection, InspectionRow, bench, inspect
 
-__all__ = ["BenchRow", "Inspection", "InspectionRow", "Result", "bench", "demo_brain", "inspect", "quantize"]
+__all__ = ["BenchRow", "Inspection", "InspectionRow", "Result", "bench", "demo_brain", "inspect", "predict", "quantize"]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fptq.config import Recipe
+from fptq.demo import heads
 from fptq.demo.brain import brain_demo
 from fptq.recipes.quantize import quantize
 from fptq.recipes.result import Result
@@ -32,6 +33,12 @@ def demo_brain(output: Path, *, recipe: Recipe | None = None, progress: Progress
     )
     model = result.report.model
     told = model.model_copy(update={"name": "deepbet brain extraction", "notes": (*case.provenance, *model.notes)})
-    final = replace(result, report=result.report.model_copy(update={"model": told}))
+    # The samples came prepared and the task as an object: what the recipe says from here on is for new heads.
+    saved = result.problem.recipe.merged(task="segmentation", preprocess=f"{heads.__name__}:whole_head")
+    final = replace(
+        result,
+        report=result.report.model_copy(update={"model": told}),
+        problem=replace(result.problem, recipe=saved),
+    )
     final.save(output)
     return final

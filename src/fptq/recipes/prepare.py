@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from fptq.calibrate import CalibrationOptions, CollectOptions, Statistic, Statistics, collect, needed, observer, solve
+from fptq.calibrate import CalibrationOptions, CollectOptions, Statistics, collect, needed, observer, solve
 from fptq.calibrate import weight_observer as weight_observer_named
 from fptq.config import Recipe
 from fptq.engines import CompileOptions, Engine, Session
@@ -76,7 +76,8 @@ def prepare(problem: Problem, engine: Engine, *, progress: Progress = silent) ->
     options = _options(recipe, observers[0], problem.threads)
     candidates = Candidates(model=model, profile=profile, policy=policy_of(recipe), options=options)
     replayed = _replayed(recipe, engine)
-    asked = _asked([replayed] if replayed is not None else candidates.plans().values(), recipe, observers)
+    others = [_options(recipe, names, 1).observer for names in observers]
+    asked = candidates.statistics_needed(others) if replayed is None else needed(replayed, others)
     start = time.perf_counter()
     statistics = collect(model, asked, problem.calibration, options=options.run, store=problem.store, progress=progress)
     calibration_s = time.perf_counter() - start
@@ -173,11 +174,6 @@ def _options(recipe: Recipe, names: tuple[str, str], threads: int) -> Calibratio
         weight_observer=weight_observer_named(names[1], numbers.get(names[1], {})),
         run=CollectOptions(threads=threads),
     )
-
-
-def _asked(plans: Iterable[Plan], recipe: Recipe, observers: Iterable[tuple[str, str]]) -> tuple[Statistic, ...]:
-    made = [_options(recipe, names, 1).observer for names in observers]
-    return tuple(dict.fromkeys(statistic for plan in plans for statistic in needed(plan, made)))
 
 
 @dataclass(kw_only=True)

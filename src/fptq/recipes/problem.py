@@ -50,7 +50,7 @@ class Problem:
     @property
     def threads(self) -> int:
         """CPU threads for one run."""
-        return self.recipe.threads or os.cpu_count() or 1
+        return threads_of(self.recipe)
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,13 @@ def preprocess_of(recipe: Recipe) -> Preprocess | None:
             return found
 
 
-def segmentation_task(model: Model, recipe: Recipe, volumes: str | Path, labels: str | Path | None) -> SegmentationTask:
-    """Segmentation of a folder of volumes, with labels where there are any.
+def threads_of(recipe: Recipe) -> int:
+    """CPU threads for one run: the recipe's, else one for each core."""
+    return recipe.threads or os.cpu_count() or 1
+
+
+def volume_input(model: Model, recipe: Recipe) -> VolumeInput:
+    """The input of a network that takes one volume, with the recipe's windows.
 
     Raises:
         ConfigError: The model has several inputs.
@@ -127,7 +132,16 @@ def segmentation_task(model: Model, recipe: Recipe, volumes: str | Path, labels:
     if len(model.inputs) != 1:
         names = ", ".join(info.name for info in model.inputs)
         raise ConfigError(f"the model takes {names}", rule="segmentation networks take one image")
-    network = VolumeInput(info=model.inputs[0], window=recipe.patch, overlap=recipe.overlap)
+    return VolumeInput(info=model.inputs[0], window=recipe.patch, overlap=recipe.overlap)
+
+
+def segmentation_task(model: Model, recipe: Recipe, volumes: str | Path, labels: str | Path | None) -> SegmentationTask:
+    """Segmentation of a folder of volumes, with labels where there are any.
+
+    Raises:
+        ConfigError: The model has several inputs.
+    """
+    network = volume_input(model, recipe)
     return SegmentationTask(cases=open_cases(volumes, labels), network=network, preprocess=preprocess_of(recipe))
 
 

@@ -27,7 +27,7 @@ def quantize(
     *,
     calibration: object,
     evaluate: Callable[..., Any] | str | None = None,
-    task: Task | None = None,
+    task: Task | str | None = None,
     validation: object = None,
     labels: str | Path | None = None,
     recipe: Recipe | None = None,
@@ -43,7 +43,7 @@ def quantize(
             glob, "package.module:function", or what `fptq.record` collected.
         evaluate: A metric: called with a function that takes what the model takes and returns what the model
             returns; gives a number or a dict of numbers.
-        task: A ready-made task instead of a metric.
+        task: A ready-made task instead of a metric, or the recipe's option of that name.
         validation: Samples for the agreement with the float network, or volumes for `task="segmentation"` in the
             recipe. Without it some calibration samples are held out.
         labels: Labels of the validation volumes.
@@ -58,6 +58,8 @@ def quantize(
     Raises:
         FptqError: Something is wrong with the model, the data, the options or the engine; the message says what.
     """
+    if isinstance(task, str):
+        options, task = {**options, "task": task}, None
     recipe = saturating_weights((recipe or Recipe()).merged(**options))
     segmentation = recipe.task == "segmentation" and validation is not None
     problem = open_problem(model, calibration, recipe, validation=None if segmentation else validation)

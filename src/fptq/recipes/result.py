@@ -20,6 +20,7 @@ from fptq.recipes.prepare import Prepared, plan_document
 from fptq.recipes.problem import Problem
 from fptq.report.html import write_html
 from fptq.report.report import Report
+from fptq.tasks import SegmentationTask
 
 if TYPE_CHECKING:
     from fptq.engines.module import EngineModule
@@ -97,7 +98,7 @@ class Result:
 
     def _metadata(self) -> dict[str, str]:
         cpu = detect()
-        return {
+        metadata = {
             "fptq.version": __version__,
             "fptq.engine": self.prepared.engine.name,
             "fptq.engine_version": self.prepared.engine.version() or "",
@@ -105,9 +106,26 @@ class Result:
             "fptq.cpu_features": " ".join(sorted(cpu.features)),
             "fptq.float_sha256": self.problem.model.sha256,
         }
+        return metadata | ({"fptq.unsaved": " ".join(unsaved)} if (unsaved := self._unsaved()) else {})
+
+    def _unsaved(self) -> list[str]:
+        """What a task that was given in Python does to scans and masks, and no recipe says."""
+        task, recipe = self.problem.task, self.problem.recipe
+        if not isinstance(task, SegmentationTask):
+            return []
+        preprocess = task.preprocess if recipe.preprocess is None else None
+        held = {"preprocess": preprocess, "postprocess": task.postprocess, "threshold": task.threshold}
+        return [name for name, value in held.items() if value is not None]
 
     def _script(self) -> str:
         template = files("fptq.recipes").joinpath("scripts", f"run_{self.prepared.engine.name}.py.txt")
         inputs: dict[str, Any] = {info.name: f"{info.dtype}{list(info.shape or ())}" for info in self.model.inputs}
+        facts = {
+            "threads": str(self.problem.threads),
+            "inputs": repr(inputs),
+            "only_stored": str(int(not self.prepared.encoding.plan.activations)),
+        }
         text = template.read_text(encoding="utf-8")
-        return text.replace("{{threads}}", str(self.problem.threads)).replace("{{inputs}}", repr(inputs))
+        for name, value in facts.items():
+            text = text.replace(f"{{{{{name}}}}}", value)
+        return text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fptq.errors import OutputError
@@ -14,12 +16,23 @@ def write_text(path: Path, text: str) -> Path:
     Raises:
         OutputError: The text cannot be written; what was at `path` is left as it was.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, with its suffix; what the block writes there becomes `path` when it is whole.
+
+    Raises:
+        OutputError: It cannot be written; what was at `path` is left as it was.
+    """
+    temporary = path.with_name(f".{os.getpid()}.part.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
@@ -30,7 +43,6 @@ def write_text(path: Path, text: str) -> Path:
         ) from error
     finally:
         _discard(temporary)
-    return path
 
 
 def _discard(path: Path) -> None:

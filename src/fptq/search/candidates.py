@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from fptq.calibrate import CalibrationOptions, Statistic, Statistics, needed, solve
+from fptq.calibrate.observers import Observer
 from fptq.errors import ModelError
 from fptq.graph.model import Model
 from fptq.plan.encoding import Encoding
@@ -64,11 +66,15 @@ class Candidates:
                 plans[variant.name] = plan
         return plans
 
-    def statistics_needed(self) -> tuple[Statistic, ...]:
-        """What one pass over the calibration data must collect for all of them."""
+    def statistics_needed(self, observers: Iterable[Observer] = ()) -> tuple[Statistic, ...]:
+        """What one pass over the calibration data must collect for all of them, whichever layers are taken back.
+
+        Args:
+            observers: Further estimators that will be compared, beside that of the options.
+        """
         plans = list(self.plans().values())
         plans += [if_readers_leave(self.model, plan, self.profile) for plan in plans]
-        asked = (needed(plan, [self.options.observer]) for plan in plans)
+        asked = (needed(plan, [self.options.observer, *observers]) for plan in plans)
         return tuple(dict.fromkeys(statistic for group in asked for statistic in group))
 
     def make(self, variant: str, statistics: Statistics, taken_back: tuple[Refusal, ...] = ()) -> Candidate:

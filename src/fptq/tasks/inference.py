@@ -53,8 +53,12 @@ class VolumeInput:
         free = self.window or (0,) * self.rank
         return tuple(size if isinstance(size, int) else w for size, w in zip(fixed, free, strict=True))
 
-    def channels_first(self, array: Array) -> Array:
+    def channels_first(self, array: Array, *, name: str) -> Array:
         """An array as `[C, *S]`, with or without its batch and channel axes.
+
+        Args:
+            array: The volume.
+            name: What it is called in errors.
 
         Raises:
             ModelError: It has another rank or other channels.
@@ -65,7 +69,7 @@ class VolumeInput:
             array = array[None]
         channels = (self.info.shape or ())[1]
         if array.ndim != self.rank + 1 or (isinstance(channels, int) and array.shape[0] != channels):
-            raise ModelError(f"a volume of shape {list(array.shape)}", rule=f"the network takes {self.info}")
+            raise ModelError(f"{name} has shape {list(array.shape)}", rule=f"the network takes {self.info}")
         return array
 
     def run(self, runner: Runner, image: Array) -> Array:

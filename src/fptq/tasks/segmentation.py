@@ -89,7 +89,7 @@ class SegmentationTask:
     def _image(self, case: Case) -> Array:
         """The network's input `f32[C, *S]`."""
         prepared = preprocessed(case.volume, _affine(case), preprocess=self.preprocess, name=case.name)
-        return self.network.channels_first(np.asarray(prepared, np.float32))
+        return self.network.channels_first(np.asarray(prepared, np.float32), name=case.name)
 
     def _segment(self, runner: Runner, case: Case, image: Array) -> tuple[Array, int]:
         """The mask and its number of foreground classes."""
