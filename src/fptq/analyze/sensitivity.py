@@ -7,7 +7,7 @@ the Jacobian `J` of what lies behind. A backward pass from a random projection o
 Source: Fisher information as in BRECQ (Li et al. 2021, arXiv 2102.05426, equation 10); one backward pass for all
 formats as in ModelOpt's auto_quantize. What differs: products are summed within tiles of the output before they are
 squared. Within a tile errors act together and may cancel; far apart they reach other outputs, and products of theirs
-are only noise of the estimate.
+are only noise of the estimate. A network that pools its output into one vector has one tile.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from fptq.graph.placement import Placement
 from fptq.plan.encoding import Encoding
 from fptq.types import Feeds, FeedSource, Progress, silent
 
-_TILES = 8
-"""Tiles per spatial axis."""
+_TILES = 4
+"""Tiles per axis, where the output has axes too: larger tiles cancel more, smaller ones are less noisy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +120,7 @@ class _Probe:
     sites: Mapping[str, list[tuple[int, Site, Executor]]]
     overlays: Sequence[Overlay]
     loss: NDArray[np.float64]
+    tiles: int
 
     @classmethod
     def of(cls, executor: Executor, units: Sequence[Unit], encodings: Mapping[str, Encoding]) -> _Probe:
@@ -129,7 +130,9 @@ class _Probe:
                 part = executor.part(site.inputs, [site.output])
                 sites.setdefault(site.output, []).append((row, site, part))
         overlays = [Overlay(encoding=encoding) for encoding in encodings.values()]
-        return cls(executor=executor, sites=sites, overlays=overlays, loss=np.zeros((len(units), len(encodings))))
+        pooled = all(len(info.shape or ()) < 3 for info in executor.model.outputs)
+        zeros = np.zeros((len(units), len(encodings)))
+        return cls(executor=executor, sites=sites, overlays=overlays, loss=zeros, tiles=1 if pooled else _TILES)
 
     def add(self, sample: Feeds, objective: Objective, generator: torch.Generator) -> None:
         """One sample: forward with a watch on every site, backward from a random projection."""
@@ -167,27 +170,24 @@ class _Probe:
                 exact = values[name] if name in values else part.run(fed)[name]
                 for column, overlay in enumerate(self.overlays):
                     changed = part.run(fed, hook=overlay.restricted(site.placements))[name]
-                    self.loss[row, column] += tiled_square(gradient * changed.sub_(exact))
+                    products = gradient * (changed - exact)
+                    self.loss[row, column] += tiled_square(products, channels=site.channels, tiles=self.tiles)
 
 
-def tiled_square(products: torch.Tensor) -> float:
+def tiled_square(products: torch.Tensor, *, channels: int = 1, tiles: int = _TILES) -> float:
     """Sum over tiles of the squared sum of the products within a tile.
 
-    Tiles divide every spatial axis (all but the first two) into `_TILES` parts and hold all channels; samples on the
-    first axis are apart.
+    Tiles divide every axis but those of samples and channels into `tiles` parts; samples are apart.
 
     Args:
         products: f32[N, ...].
+        channels: The axis whose elements are summed over in every tile.
+        tiles: Parts of an axis; 1 sums over all of it.
     """
-    if products.ndim <= 2:
-        return float(products.flatten(1).sum(1).square().sum()) if products.ndim else float(products.square())
-    sums = products.sum(1)
+    if products.ndim < 2:
+        return float(products.double().square().sum())
+    sums = products.sum(channels)
     for axis in range(1, sums.ndim):
-        sums = _pooled(sums, axis)
+        size = math.ceil(sums.shape[axis] / tiles)
+        sums = torch.stack([part.sum(axis) for part in torch.split(sums, size, axis)], axis)
     return float(sums.double().square().sum())
-
-
-def _pooled(values: torch.Tensor, axis: int) -> torch.Tensor:
-    """Sums over at most `_TILES` parts of an axis."""
-    size = math.ceil(values.shape[axis] / _TILES)
-    return torch.stack([part.sum(axis) for part in torch.split(values, size, axis)], axis)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
+from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
 from fptq.plan.plan import Plan
@@ -21,11 +22,13 @@ class Site:
         placements: The quantizers.
         inputs: Values that the site is computed from; the quantized value itself where no node reads it alone.
         output: The value in which the error is measured.
+        channels: Its channel axis: the last one of matrix products and sequences, otherwise 1.
     """
 
     placements: frozenset[Placement]
     inputs: tuple[str, ...]
     output: str
+    channels: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +63,8 @@ def split(units: Iterable[Unit]) -> tuple[Unit, ...]:
     parts: list[Unit] = []
     for unit in units:
         for kind, chosen in (("weights", unit.weights), ("activations", unit.placements - unit.weights)):
-            sites = tuple(
-                Site(placements=site.placements & chosen, inputs=site.inputs, output=site.output)
-                for site in unit.sites
-                if site.placements & chosen
-            )
+            touched = (site for site in unit.sites if site.placements & chosen)
+            sites = tuple(replace(site, placements=site.placements & chosen) for site in touched)
             if sites:
                 parts.append(Unit(name=f"{unit.name} {kind}", sites=sites, weights=unit.weights & chosen))
     return tuple(parts)
@@ -75,15 +75,24 @@ def _sites(model: Model, plan: Plan) -> list[Site]:
     for placement in plan.specs:
         by_consumer[placement.consumer].append(placement)
     order = {value.name: place for place, node in enumerate(model.graph) for value in node.outputs}
-    sites = [
-        (order.get(p.value, -1), Site(placements=frozenset({p}), inputs=(p.value,), output=p.value))
-        for p in by_consumer[None]
-    ]
+    sites = [(order.get(p.value, -1), _site(model, [p], (p.value,), p.value)) for p in by_consumer[None]]
     for place, node in enumerate(model.graph):
         if mine := by_consumer.get(str(node.name)):
             output = str(node.outputs[0].name)
-            sites.append((place, Site(placements=frozenset(mine), inputs=_dynamic(model, node), output=output)))
+            sites.append((place, _site(model, mine, _dynamic(model, node), output)))
     return [site for _, site in sorted(sites, key=lambda pair: pair[0])]
+
+
+_LAST, _FIRST = frozenset({"MatMul", "Gemm", "LayerNormalization"}), frozenset({"InstanceNormalization", "MaxPool"})
+
+
+def _site(model: Model, placements: Iterable[Placement], inputs: tuple[str, ...], output: str) -> Site:
+    value = query.values(model.graph_model)[output]
+    producer = value.producer()
+    op = producer.op_type if producer is not None else ""
+    sequence = query.rank(value) == 3 and op not in query.CONVOLUTIONS | _FIRST
+    channels = -1 if op in _LAST or sequence else 1
+    return Site(placements=frozenset(placements), inputs=inputs, output=output, channels=channels)
 
 
 def _dynamic(model: Model, node: ir.Node) -> tuple[str, ...]:
