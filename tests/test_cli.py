@@ -95,6 +95,8 @@ def test_help_names_every_choice_that_the_recipe_accepts() -> None:
         (["inspect", "calib"], 3, "is a folder"),
         (["bench", "tiny.onnx", "--engine", "tensorrt"], 2, "tensorrt"),
         (["bench", "tiny.onnx", "--rounds", "1"], 2, "--rounds"),
+        (["sensitivity", "tiny.onnx"], 4, "there is no calibration data"),
+        (["sensitivity", "tiny.onnx", "--calib", "calib", "--format", "int8"], 2, "w4a8 means 4-bit weights"),
         (["predict", "tiny.onnx", "calib"], 2, "Missing option '--output'"),
         (["predict", "nowhere", "calib", "-o", "new"], 2, "nowhere does not exist. Give the folder that fptq quantize"),
         (["predict", "tiny.onnx", "calib", "-o", "new"], 2, "tiny.onnx is a file"),
@@ -191,6 +193,16 @@ def test_inspection_gives_every_node_a_reason(folder: Path) -> None:
     shown = fptq("inspect", "tiny.onnx", "--engine", "onnxruntime").stdout
     assert "body[0]" in shown, "a name is no markup"
     assert "2 of 4 nodes would be int8 on onnxruntime." in shown
+
+
+def test_sensitive_layers_come_first(folder: Path) -> None:
+    asked = ["sensitivity", "tiny.onnx", "--calib", "calib", "--format", "w8a8", "--format", "w2a2", *FAST]
+    done = fptq(*asked)
+    assert done.exit_code == 0, done.output
+    assert "w2a2" in done.output
+    rows = json.loads(fptq(*asked, "--json").stdout)["rows"]
+    assert {"stem", "body[0]"} <= {row["layer"] for row in rows}
+    assert all(row["loss"]["w2a2"] > row["loss"]["w8a8"] for row in rows)
 
 
 def test_files_are_compared(folder: Path) -> None:

@@ -8,6 +8,8 @@ from enum import Enum
 
 import torch
 
+from fptq.graph.model import Model
+
 Outputs = Mapping[str, torch.Tensor]
 
 
@@ -31,8 +33,11 @@ def loss(objective: Objective, reference: Outputs, other: Outputs) -> float:
         objective: Which.
         reference: The float network's outputs.
         other: The quantized network's.
+
+    Networks that return whole numbers alone lose the share of values that differ.
     """
     terms = [_loss(objective, reference[name].detach(), other[name].detach()) for name in _floating(reference)]
+    terms = terms or [float((value != other[name]).double().mean()) for name, value in reference.items()]
     return sum(terms) / len(terms)
 
 
@@ -49,7 +54,7 @@ def projection(objective: Objective, outputs: Outputs, generator: torch.Generato
         generator: Source of the draw, on the CPU.
     """
     terms = [_projection(objective, outputs[name], generator) for name in _floating(outputs)]
-    return torch.stack(terms).sum() / math.sqrt(len(terms))
+    return torch.stack(terms).sum() / math.sqrt(len(terms)) if terms else torch.zeros(())
 
 
 def class_axis(output: torch.Tensor) -> int:
@@ -84,3 +89,10 @@ def _projection(objective: Objective, output: torch.Tensor, generator: torch.Gen
             weights = root * noise - root.square() * (root * noise).sum(axis, keepdim=True)
             positions = output.numel() / output.shape[axis]
             return (output * weights).sum() / math.sqrt(2 * positions)
+
+
+def natural(model: Model) -> Objective:
+    """KL where every output is one vector of several scores for each sample (`[N, C]`), otherwise squared errors."""
+    shapes = [info.shape or () for info in model.outputs if info.dtype.kind == "f"]
+    scores = bool(shapes) and all(len(shape) == 2 and shape[1] != 1 for shape in shapes)
+    return Objective.KL if scores else Objective.SQUARED

@@ -154,13 +154,14 @@ class _Probe:
         with torch.enable_grad():
             outputs = self.executor.run(sample, hook=hook)
             target = projection(objective, outputs, generator)
-            if not target.requires_grad:
-                raise ModelError(
-                    "the output has no gradient with respect to any quantized layer",
-                    rule="the Fisher method needs one",
-                    remedy="Leave-one-in needs none",
-                )
-            target.backward()  # type: ignore[no-untyped-call]
+            if target.requires_grad:
+                target.backward()  # type: ignore[no-untyped-call]
+        if not self.loss.any():
+            raise ModelError(
+                "the output has no gradient with respect to any quantized layer",
+                rule="the Fisher method needs one",
+                remedy="Leave-one-in needs none",
+            )
 
     def _meet(self, name: str, gradient: torch.Tensor, values: Mapping[str, torch.Tensor]) -> None:
         """The gradient of a site's output has arrived."""

@@ -12,7 +12,7 @@ from fptq.cli import commands
 from fptq.cli.terminal import Interrupted, Terminal
 
 _GLOBAL = ("--json", "--debug")
-_RESUMABLE = frozenset({"quantize", "demo"})
+_RESUMABLE = frozenset({"quantize", "sensitivity", "demo"})
 _EPILOG = (
     "--json and --debug may stand anywhere. Exit codes: 0 done, 2 options, 3 model, 4 data, 5 metric, 6 engine, "
     "7 demo asset, 8 output, 70 unexpected, 130 interrupted."
@@ -77,7 +77,14 @@ def _application() -> typer.Typer:
         add_completion=False,
     )
     app.command(epilog=_MORE)(commands.quantize)
-    for command in (commands.predict, commands.inspect, commands.bench, commands.report, commands.doctor):
+    for command in (
+        commands.predict,
+        commands.inspect,
+        commands.sensitivity,
+        commands.bench,
+        commands.report,
+        commands.doctor,
+    ):
         app.command()(command)
     demo = typer.Typer(
         name="demo", help="Quantize a real network on real data, downloaded on first use.", rich_markup_mode=None

@@ -15,6 +15,7 @@ from fptq.errors import DataError
 
 if TYPE_CHECKING:
     from fptq.cli.terminal import Terminal
+    from fptq.config import Recipe
     from fptq.recipes import Result
 
 
@@ -44,12 +45,7 @@ def quantize(
     """Quantize a network; measure what it costs and what it brings."""
     given = {name: value for name, value in locals().items() if name not in ("ctx", "model", "config", "output")}
     recipe = options.recipe(config, given)
-    if recipe.calib is None:
-        raise DataError(
-            "there is no calibration data",
-            rule="the ranges of activations are found from samples",
-            remedy="Give --calib a folder, a glob or package.module:function; one sample is enough to start",
-        )
+    calibration = _calibration(recipe)
     folder = options.writable(output)
     from fptq import recipes
 
@@ -57,7 +53,7 @@ def quantize(
     with terminal.progress() as progress:
         result = recipes.quantize(
             model,
-            calibration=recipe.calib,
+            calibration=calibration,
             recipe=recipe,
             validation=recipe.val,
             labels=recipe.labels,
@@ -66,6 +62,16 @@ def quantize(
         )
         result.save(folder)
     _show_result(terminal, result, folder)
+
+
+def _calibration(recipe: Recipe) -> str:
+    if recipe.calib is None:
+        raise DataError(
+            "there is no calibration data",
+            rule="the ranges of activations are found from samples",
+            remedy="Give --calib a folder, a glob or package.module:function; one sample is enough to start",
+        )
+    return recipe.calib
 
 
 def predict(
@@ -114,6 +120,48 @@ def inspect(
 
     found = recipes.inspect(model, recipe=recipe)
     ctx.obj.show(*tables.inspection(found), document=asdict(found))
+
+
+def sensitivity(
+    ctx: typer.Context,
+    model: options.Model,
+    calib: options.Calib = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", metavar="w4a8", help="Bits of weights and activations; may be repeated."),
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="One partial run for each layer and format.")] = False,
+    engine: options.Engine = None,
+    preprocess: options.Preprocess = None,
+    keep_float: options.KeepFloat = None,
+    dynamic: options.Dynamic = None,
+    threads: options.Threads = None,
+    samples: options.Samples = None,
+    observer: options.Observer = None,
+    config: options.Config = None,
+    trust: options.Trust = False,
+    seed: options.Seed = None,
+) -> None:
+    """Show which layers hurt most in low precision."""
+    other = ("ctx", "model", "config", "formats", "exact")
+    given = {name: value for name, value in locals().items() if name not in (*other, "other")}
+    recipe = options.recipe(config, given)
+    calibration = _calibration(recipe)
+    from fptq import recipes
+    from fptq.cli import tables
+
+    terminal: Terminal = ctx.obj
+    method = "leave-one-in" if exact else "fisher"
+    with terminal.progress() as progress:
+        found = recipes.sensitivity(
+            model,
+            calibration=calibration,
+            formats=formats or recipes.FORMATS,
+            method=method,
+            recipe=recipe,
+            progress=progress,
+        )
+    terminal.show(*tables.sensitivity(found), document=asdict(found))
 
 
 def bench(

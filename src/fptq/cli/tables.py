@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
+from fptq.recipes.sensitivity import predicted_db
 from fptq.report import verdict, view
 from fptq.report.report import Report
 from fptq.report.text import number
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from fptq.doctor import Check
-    from fptq.recipes import BenchRow, Inspection
+    from fptq.recipes import BenchRow, Inspection, SensitivityTable
 
 _COLOURS = {"ok": "green", "missing": "yellow", "warning": "red", "int8": "green", "float": "yellow"}
 _TONES = {"good": "green", "neutral": "default", "bad": "red"}
@@ -51,6 +52,32 @@ def inspection(found: Inspection) -> Iterator[RenderableType]:
     yield table
     quantized = sum(row.decision == "int8" for row in found.rows)
     yield f"{quantized} of {len(found.rows)} nodes would be int8 on {found.engine}."
+
+
+def sensitivity(found: SensitivityTable) -> Iterator[RenderableType]:
+    """The layers that hurt most come first; output SQNR for squared errors, nats for KL."""
+    squared = found.objective == "squared"
+    unit = "output SQNR [dB]" if squared else "KL [nats]"
+    heads = [f"{name} {unit}" for name in found.formats]
+    errors = (f"{found.compared} local [dB]", f"{found.compared} accumulated [dB]")
+    table = _table("layer", "module", "weights", *heads, *errors, numeric=len(heads) + 3)
+    worst = found.formats[-1]
+    for row in sorted(found.rows, key=lambda row: -row.loss[worst]):
+        losses = [number(predicted_db(row.loss[name]) if squared else row.loss[name]) for name in found.formats]
+        _add(
+            table,
+            row.layer,
+            row.module,
+            f"{row.parameters:,}",
+            *losses,
+            number(row.local_db),
+            number(row.accumulated_db),
+        )
+    yield table
+    yield (
+        f"Each layer alone in that format, by {found.method} from {found.samples} samples. The layers are those that "
+        f"{found.engine} runs in integers; widths other than 8 bits are emulated."
+    )
 
 
 def bench(rows: Sequence[BenchRow]) -> Iterator[RenderableType]:

@@ -4,6 +4,21 @@ from fptq.recipes.demo import demo_brain
 from fptq.recipes.predict import predict
 from fptq.recipes.quantize import quantize
 from fptq.recipes.result import Result
+from fptq.recipes.sensitivity import FORMATS, SensitivityRow, SensitivityTable, sensitivity
 from fptq.recipes.survey import BenchRow, Inspection, InspectionRow, bench, inspect
 
-__all__ = ["BenchRow", "Inspection", "InspectionRow", "Result", "bench", "demo_brain", "inspect", "predict", "quantize"]
+__all__ = [
+    "FORMATS",
+    "BenchRow",
+    "Inspection",
+    "InspectionRow",
+    "Result",
+    "SensitivityRow",
+    "SensitivityTable",
+    "bench",
+    "demo_brain",
+    "inspect",
+    "predict",
+    "quantize",
+    "sensitivity",
+]

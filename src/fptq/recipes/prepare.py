@@ -71,9 +71,8 @@ def prepare(problem: Problem, engine: Engine, *, progress: Progress = silent) ->
         progress: Told about calibration and timing.
     """
     recipe, profile = problem.recipe, PROFILES[engine.name]
-    model = _rewritten(problem, profile.passes)
-    observers = _AUTO if recipe.observer == "auto" else ((recipe.observer, "minmax"),)
-    options = _options(recipe, observers[0], problem.threads)
+    model = rewritten(problem, profile.passes)
+    observers, options = _observers(recipe), options_of(recipe, problem.threads)
     candidates = Candidates(model=model, profile=profile, policy=policy_of(recipe), options=options)
     replayed = _replayed(recipe, engine)
     others = [_options(recipe, names, 1).observer for names in observers]
@@ -154,8 +153,12 @@ def _replayed(recipe: Recipe, engine: Engine) -> Plan | None:
     return plan
 
 
-def _rewritten(problem: Problem, names: Iterable[str]) -> Model:
-    """The network after the engine's passes, which must leave its results as they are."""
+def rewritten(problem: Problem, names: Iterable[str]) -> Model:
+    """The network after the engine's passes, which must leave its results as they are.
+
+    Raises:
+        ParityError: One of them did not.
+    """
     model = problem.model
     for name in names:
         rewritten = PASSES[name](model)
@@ -165,6 +168,16 @@ def _rewritten(problem: Problem, names: Iterable[str]) -> Model:
             check_parity(rewritten.graph_model, sample, reference)
         model = rewritten
     return model
+
+
+def options_of(recipe: Recipe, threads: int) -> CalibrationOptions:
+    """The recipe's observers, the first choice where several are compared."""
+    return _options(recipe, _observers(recipe)[0], threads)
+
+
+def _observers(recipe: Recipe) -> tuple[tuple[str, str], ...]:
+    """Names of the activations' and the weights' observer, all pairs that are compared."""
+    return _AUTO if recipe.observer == "auto" else ((recipe.observer, "minmax"),)
 
 
 def _options(recipe: Recipe, names: tuple[str, str], threads: int) -> CalibrationOptions:

@@ -68,6 +68,8 @@ class Lp:
         return params_from_range(spec, *(np.concatenate(bounds) for bounds in zip(*found, strict=True)))
 
     def _range(self, histogram: Histogram, spec: QuantizerSpec) -> tuple[float, float]:
+        if histogram.high - histogram.low < (spec.qmax - spec.qmin) * histogram.width:
+            return histogram.low, histogram.high  # codes finer than its bins: it cannot tell what rounding costs
         values, counts = histogram.points
         search = _Search(
             rows=values.astype(np.float32)[None],
