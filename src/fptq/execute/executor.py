@@ -224,7 +224,9 @@ def _needed(model: Model, fed: set[str], wanted: Iterable[str]) -> list[ir.Node]
         node = makers.get(name)
         if node is None:
             if name not in model.graph.initializers:
-                raise ModelError(f"no node computes {name!r}", rule="a value is computed, fed or stored")
+                raise ModelError(
+                    f"value {name!r} is not fed", rule="what no node between inputs and outputs computes must be fed"
+                )
             continue
         if node not in found:
             found.add(node)
