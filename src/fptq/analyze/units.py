@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -54,7 +54,7 @@ class Unit:
 def units_of(model: Model, plan: Plan) -> tuple[Unit, ...]:
     """The units of a plan, in the order of the graph."""
     sites = _sites(model, plan)
-    groups = _tied(sites, plan)
+    groups = _tied(sites, [*plan.ties, *_kernels(model, plan)])
     return tuple(_unit(group, plan) for group in groups)
 
 
@@ -83,6 +83,7 @@ def _sites(model: Model, plan: Plan) -> list[Site]:
     return [site for _, site in sorted(sites, key=lambda pair: pair[0])]
 
 
+_ABSORBED = frozenset({"Relu", "Clip"})
 _LAST, _FIRST = frozenset({"MatMul", "Gemm", "LayerNormalization"}), frozenset({"InstanceNormalization", "MaxPool"})
 
 
@@ -101,11 +102,21 @@ def _dynamic(model: Model, node: ir.Node) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name not in model.graph.initializers))
 
 
-def _tied(sites: list[Site], plan: Plan) -> list[list[Site]]:
+def _kernels(model: Model, plan: Plan) -> Iterator[frozenset[Placement]]:
+    """A layer's quantizers and that of its result, where the kernel asks for one: it is an integer kernel with all."""
+    for placement in plan.activations:
+        node = query.values(model.graph_model)[placement.value].producer() if placement.consumer is None else None
+        if node is not None and node.op_type in _ABSORBED and node.inputs[0] is not None:
+            node = node.inputs[0].producer() or node
+        if node is not None and (mine := [p for p in plan.specs if p.consumer == node.name]):
+            yield frozenset({placement, *mine})
+
+
+def _tied(sites: list[Site], ties: Sequence[frozenset[Placement]]) -> list[list[Site]]:
     """Sites merged that a tie connects, each group at the place of its first site."""
     groups: list[list[Site]] = []
     for site in sites:
-        tied = {partner for placement in site.placements for partner in plan.tied(placement)}
+        tied = site.placements.union(*(tie for tie in ties if tie & site.placements))
         joined = [group for group in groups if any(other.placements & tied for other in group)]
         merged = [other for group in joined for other in group] + [site]
         if joined:
@@ -117,6 +128,7 @@ def _tied(sites: list[Site], plan: Plan) -> list[list[Site]]:
 
 
 def _unit(sites: list[Site], plan: Plan) -> Unit:
-    first = min(sites[0].placements)
     placements = frozenset(placement for site in sites for placement in site.placements)
-    return Unit(name=first.consumer or first.value, sites=tuple(sites), weights=placements & plan.weights)
+    names = (min(site.placements) for site in sites)
+    first = next((p.consumer for p in names if p.consumer is not None), sites[0].output)
+    return Unit(name=first, sites=tuple(sites), weights=placements & plan.weights)
