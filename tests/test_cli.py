@@ -97,6 +97,9 @@ def test_help_names_every_choice_that_the_recipe_accepts() -> None:
         (["bench", "tiny.onnx", "--rounds", "1"], 2, "--rounds"),
         (["sensitivity", "tiny.onnx"], 4, "there is no calibration data"),
         (["sensitivity", "tiny.onnx", "--calib", "calib", "--format", "int8"], 2, "w4a8 means 4-bit weights"),
+        (["search", "tiny.onnx", "--calib", "calib"], 2, "there is no budget"),
+        (["search", "tiny.onnx", "--calib", "calib", "--max-size", "small"], 2, "small"),
+        (["search", "tiny.onnx", "--calib", "calib", "--max-size", "0.01x", "-o", "p.json", *FAST], 2, "nearest"),
         (["predict", "tiny.onnx", "calib"], 2, "Missing option '--output'"),
         (["predict", "nowhere", "calib", "-o", "new"], 2, "nowhere does not exist. Give the folder that fptq quantize"),
         (["predict", "tiny.onnx", "calib", "-o", "new"], 2, "tiny.onnx is a file"),
@@ -203,6 +206,21 @@ def test_sensitive_layers_come_first(folder: Path) -> None:
     rows = json.loads(fptq(*asked, "--json").stdout)["rows"]
     assert {row["layer"] for row in rows} == {"stem", "body[0]"}
     assert all(row["loss"]["w2a2"] > row["loss"]["w8a8"] for row in rows)
+
+
+def test_a_budget_is_met_and_its_plan_replayed(folder: Path) -> None:
+    asked = ["search", "tiny.onnx", "--calib", "calib", "--max-size", "0.5x", "-o", "found/plan.json", *FAST]
+    done = fptq(*asked, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["costs"]["size"] <= 0.5 * found["float_costs"]["size"]
+    assert found["limits"]["size"] == pytest.approx(0.5 * found["float_costs"]["size"])
+    assert {row["precision"] for row in found["rows"]} <= {"float", "w8a8"}
+    assert "chosen" in fptq(*asked).output
+    again = fptq("quantize", "tiny.onnx", "--calib", "calib", "--plan", "found/plan.json", "-o", "out", *FAST)
+    assert again.exit_code == 0, again.output
+    plan = json.loads(Path("out/plan.json").read_text())
+    assert plan["placements"] == json.loads(Path("found/plan.json").read_text())["placements"]
 
 
 def test_files_are_compared(folder: Path) -> None:

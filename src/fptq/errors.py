@@ -5,6 +5,7 @@
     │   └── ParityError      a conversion changed what the network computes
     ├── DataError            calibration, validation or label data
     ├── ConfigError          options, recipe files, contradictory settings
+    │   └── BudgetError      no choice of formats meets the budget
     ├── MetricError          the user's metric raised or returned no number
     ├── EngineError          an inference engine refused or failed
     │   └── MissingExtra     a package that an optional feature needs is not installed
@@ -15,6 +16,8 @@ Each says *what* (the name and value at fault), *which rule* was broken and *wha
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class FptqError(Exception):
@@ -54,6 +57,30 @@ class ConfigError(FptqError):
     """An option or a recipe file is wrong or contradicts another one."""
 
     exit_code = 2
+
+
+class BudgetError(ConfigError):
+    """No choice of formats meets the budget.
+
+    Args:
+        what: The limits that cannot be met.
+        minimum: What each limited cost can be brought down to when the others do not matter, by its name.
+        nearest: Limits that can be met together, with the least relative excess over those that were asked for.
+        rule: The rule that was broken.
+        remedy: What to do about it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        minimum: Mapping[str, float],
+        nearest: Mapping[str, float],
+        rule: str = "",
+        remedy: str = "",
+    ) -> None:
+        self.minimum, self.nearest = dict(minimum), dict(nearest)
+        super().__init__(what, rule=rule, remedy=remedy)
 
 
 class MetricError(FptqError):

@@ -12,7 +12,7 @@ from fptq.cli import commands
 from fptq.cli.terminal import Interrupted, Terminal
 
 _GLOBAL = ("--json", "--debug")
-_RESUMABLE = frozenset({"quantize", "sensitivity", "demo"})
+_RESUMABLE = frozenset({"quantize", "sensitivity", "search", "demo"})
 _EPILOG = (
     "--json and --debug may stand anywhere. Exit codes: 0 done, 2 options, 3 model, 4 data, 5 metric, 6 engine, "
     "7 demo asset, 8 output, 70 unexpected, 130 interrupted."
@@ -81,6 +81,7 @@ def _application() -> typer.Typer:
         commands.predict,
         commands.inspect,
         commands.sensitivity,
+        commands.search,
         commands.bench,
         commands.report,
         commands.doctor,

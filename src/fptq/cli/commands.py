@@ -164,6 +164,53 @@ def sensitivity(
     terminal.show(*tables.sensitivity(found), document=asdict(found))
 
 
+def search(
+    ctx: typer.Context,
+    model: options.Model,
+    calib: options.Calib = None,
+    max_size: Annotated[str | None, typer.Option(metavar="0.3x|20MB", help="Stored bytes.")] = None,
+    max_latency: Annotated[str | None, typer.Option(metavar="0.5x|40ms", help="Time of one run.")] = None,
+    max_bops: Annotated[str | None, typer.Option(metavar="0.1x|5TBOPs", help="Bit operations of one run.")] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", metavar="w4a8", help="What a layer may be beside float; may be repeated."),
+    ] = None,
+    engine: options.Engine = None,
+    preprocess: options.Preprocess = None,
+    keep_float: options.KeepFloat = None,
+    dynamic: options.Dynamic = None,
+    threads: options.Threads = None,
+    samples: options.Samples = None,
+    observer: options.Observer = None,
+    config: options.Config = None,
+    trust: options.Trust = False,
+    seed: options.Seed = None,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The plan.")] = Path("plan.json"),
+) -> None:
+    """Find the precision of every layer that loses least within a budget."""
+    limits = {"max_size": max_size, "max_latency": max_latency, "max_bops": max_bops}
+    other = ("ctx", "model", "config", "formats", "output", *limits, "limits")
+    given = {name: value for name, value in locals().items() if name not in (*other, "other")}
+    recipe = options.recipe(config, given)
+    calibration = _calibration(recipe)
+    from fptq import recipes
+    from fptq.cli import tables
+    from fptq.search import Budget
+
+    terminal: Terminal = ctx.obj
+    with terminal.progress() as progress:
+        found = recipes.search(
+            model,
+            calibration=calibration,
+            budget=Budget.parse(**limits),
+            formats=formats or recipes.SEARCHED,
+            recipe=recipe,
+            progress=progress,
+        )
+        found.save(output)
+    terminal.show(*tables.search(found, output), document=found.summary() | {"output": str(output)})
+
+
 def bench(
     ctx: typer.Context,
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="ONNX files that take the same input.")],

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from fptq.doctor import Check
-    from fptq.recipes import BenchRow, Inspection, SensitivityTable
+    from fptq.recipes import BenchRow, Inspection, SearchResult, SensitivityTable
 
 _COLOURS = {"ok": "green", "missing": "yellow", "warning": "red", "int8": "green", "float": "yellow"}
 _TONES = {"good": "green", "neutral": "default", "bad": "red"}
@@ -78,6 +78,25 @@ def sensitivity(found: SensitivityTable) -> Iterator[RenderableType]:
         f"Each layer alone in that format, by {found.method} from {found.samples} samples. The layers are those that "
         f"{found.engine} runs in integers; widths other than 8 bits are emulated."
     )
+
+
+def search(found: SearchResult, path: Path) -> Iterator[RenderableType]:
+    """The precision of every layer, the front, and how to use the plan."""
+    squared = found.objective == "squared"
+    table = _table("layer", "module", "precision", "predicted loss", numeric=1)
+    for row in found.rows:
+        _add(table, row.layer, row.module, row.precision, number(row.loss))
+    yield table
+    names = list(found.costs)
+    unit = "SQNR [dB]" if squared else "KL [nats]"
+    table = _table("", "layers", *names, f"predicted {unit}", f"verified {unit}", numeric=len(names) + 2)
+    for point in found.front:
+        layers = ", ".join(f"{count} {name}" for name, count in point.layers.items() if count)
+        losses = [number(predicted_db(loss) if squared else loss) for loss in (point.predicted, point.verified)]
+        costs = [f"{point.costs[name] / found.float_costs[name]:.3g}x" for name in names]
+        _add(table, "chosen" if point.chosen else "", layers, *costs, *losses)
+    yield table
+    yield f"plan: {path}; use it with fptq quantize --plan {path} --engine {found.engine}"
 
 
 def bench(rows: Sequence[BenchRow]) -> Iterator[RenderableType]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,10 +69,10 @@ class Timing:
         It makes no assumption about the noise and comes closer to `speedup_over` with more and calmer rounds; of
         three rounds it is the slowest.
         """
-        from scipy.stats import binom
-
         speedups = np.sort(self._speedups(other))
-        return float(speedups[max(0, int(binom.ppf(_DOUBT, len(speedups), 0.5)) - 1)])
+        # At most `rank` of n rounds lie below the median with a probability of the sum of C(n, k) / 2^n.
+        below = np.cumsum([math.comb(len(speedups), k) for k in range(len(speedups))]) / 2.0 ** len(speedups)
+        return float(speedups[max(0, int(np.searchsorted(below, _DOUBT, side="right")) - 1)])
 
     def _speedups(self, other: Timing) -> NDArray[np.float64]:
         """Round by round, over the rounds that count for both; over all where those are too few."""

@@ -1,6 +1,7 @@
 """The verbs that users call, each a story on one page."""
 
 from fptq.recipes.demo import demo_brain
+from fptq.recipes.mixed import SEARCHED, SearchPoint, SearchResult, SearchRow, search
 from fptq.recipes.predict import predict
 from fptq.recipes.quantize import quantize
 from fptq.recipes.result import Result
@@ -9,10 +10,14 @@ from fptq.recipes.survey import BenchRow, Inspection, InspectionRow, bench, insp
 
 __all__ = [
     "FORMATS",
+    "SEARCHED",
     "BenchRow",
     "Inspection",
     "InspectionRow",
     "Result",
+    "SearchPoint",
+    "SearchResult",
+    "SearchRow",
     "SensitivityRow",
     "SensitivityTable",
     "bench",
@@ -20,5 +25,6 @@ __all__ = [
     "inspect",
     "predict",
     "quantize",
+    "search",
     "sensitivity",
 ]

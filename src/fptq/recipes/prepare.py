@@ -13,7 +13,7 @@ from typing import Any
 from fptq.calibrate import CalibrationOptions, CollectOptions, Statistics, collect, needed, observer, solve
 from fptq.calibrate import weight_observer as weight_observer_named
 from fptq.config import Recipe
-from fptq.engines import CompileOptions, Engine, Session
+from fptq.engines import ENGINES, CompileOptions, Engine, Session
 from fptq.errors import ConfigError
 from fptq.graph.model import Model
 from fptq.graph.parity import check_parity, graph_reference
@@ -23,7 +23,7 @@ from fptq.plan.encoding import Encoding, plan_from_json, plan_to_json
 from fptq.plan.plan import Plan
 from fptq.recipes.problem import Problem
 from fptq.rewrite import PASSES, corrected_biases
-from fptq.search import Candidates, Gate, Outcome, Trial
+from fptq.search import Candidates, Gate, Outcome
 from fptq.tasks import compare
 from fptq.types import Progress, silent
 
@@ -119,16 +119,15 @@ def policy_of(recipe: Recipe) -> Policy:
     )
 
 
-def plan_document(prepared: Prepared, problem: Problem) -> dict[str, Any]:
+def plan_document(plan: Plan, problem: Problem, *, outcome: Outcome | None = None) -> dict[str, Any]:
     """`plan.json`: the plan with the timings that decided it; replayed exactly by `--plan`."""
-    trials: Iterable[Trial] = prepared.outcome.trials if prepared.outcome else ()
     return {
         "format": _PLAN_FORMAT,
         "model_sha256": problem.model.sha256,
-        "engine_version": prepared.engine.version(),
-        "passes": list(PROFILES[prepared.engine.name].passes),
-        "timings": [vars(trial) for trial in trials],
-        **plan_to_json(prepared.encoding.plan),
+        "engine_version": ENGINES[plan.engine].version(),
+        "passes": list(PROFILES[plan.engine].passes),
+        "timings": [vars(trial) for trial in outcome.trials] if outcome else [],
+        **plan_to_json(plan),
     }
 
 

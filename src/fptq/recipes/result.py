@@ -89,7 +89,7 @@ class Result:
     def _write(self, folder: Path) -> None:
         save(self.model, folder / "model.onnx", metadata=self._metadata())
         save_encoding(self.encoding, folder)
-        plan = plan_document(self.prepared, self.problem)
+        plan = plan_document(self.encoding.plan, self.problem, outcome=self.prepared.outcome)
         (folder / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
         (folder / "run.py").write_text(self._script(), encoding="utf-8")
         (folder / "fptq.toml").write_text(self.problem.recipe.to_toml(), encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -15,11 +16,13 @@ ELLIPSIS = "\xa0…\xa0"
 def number(value: float | None, digits: int = 3) -> str:
     """A number with so many significant digits, without an exponent between 1e-4 and 1e6.
 
-    >>> number(1234.5), number(0.012345), number(1.5e-9), number(None)
-    ('1,230', '0.0123', '1.50e−9', '–')
+    >>> number(1234.5), number(0.012345), number(1.5e-9), number(None), number(math.inf)
+    ('1,230', '0.0123', '1.50e−9', '–', '∞')
     """
-    if value is None:
+    if value is None or math.isnan(value):
         return DASH
+    if math.isinf(value):
+        return "∞" if value > 0 else f"{MINUS}∞"
     if not value:
         return "0"
     rounded = f"{value:.{digits - 1}e}"
