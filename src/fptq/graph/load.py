@@ -110,6 +110,8 @@ def _load_path(path: Path, example: object, options: LoadOptions) -> Model:
             remedy="Give package.module:function for a function that builds the network and loads the weights",
         )
     graph_model = read_onnx(path)
+    # At once: onnxscript's rules remember the graph that they matched last, and with it every tensor it had.
+    put_to_rest(graph_model)
     return _load_graph(graph_model, str(path), example, options)
 
 
