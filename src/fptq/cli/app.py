@@ -88,7 +88,7 @@ def _application() -> typer.Typer:
     ):
         app.command()(command)
     demo = typer.Typer(
-        name="demo", help="Quantize a real network on real data, downloaded on first use.", rich_markup_mode=None
+        name="demo", help="Quantize a real network on real data, downloaded once.", rich_markup_mode=None
     )
     demo.command()(commands.brain)
     app.add_typer(demo)

@@ -187,7 +187,7 @@ def search(
     seed: options.Seed = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The plan.")] = Path("plan.json"),
 ) -> None:
-    """Find the precision of every layer that loses least within a budget."""
+    """Find the best precision of each layer within a budget."""
     limits = {"max_size": max_size, "max_latency": max_latency, "max_bops": max_bops}
     other = ("ctx", "model", "config", "formats", "output", *limits, "limits")
     given = {name: value for name, value in locals().items() if name not in (*other, "other")}
@@ -245,7 +245,7 @@ def report(
 
 
 def doctor(ctx: typer.Context) -> None:
-    """Show engines, processor abilities, and what is missing."""
+    """Show engines, processor abilities and what is missing."""
     from fptq.cli import tables
     from fptq.doctor import diagnose
 
