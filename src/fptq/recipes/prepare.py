@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fptq.calibrate import CalibrationOptions, CollectOptions, Statistics, collect, needed, observer, solve
 from fptq.calibrate import weight_observer as weight_observer_named
@@ -26,6 +26,9 @@ from fptq.rewrite import PASSES, corrected_biases
 from fptq.search import Candidates, Gate, Outcome
 from fptq.tasks import compare
 from fptq.types import Progress, silent
+
+if TYPE_CHECKING:
+    from fptq.recipes.mixed import Mix
 
 _JUDGES = 3
 _MEANS = 8
@@ -48,6 +51,7 @@ class Prepared:
         observers: Observers of activations and weights.
         calibration_s: Seconds of the pass over the samples.
         warnings: What the user must know before trusting or using the result.
+        mix: The search that chose a precision for every layer; None where there was none.
     """
 
     engine: Engine
@@ -60,6 +64,7 @@ class Prepared:
     observers: tuple[str, str]
     calibration_s: float
     warnings: tuple[str, ...] = ()
+    mix: Mix | None = None
 
 
 def prepare(problem: Problem, engine: Engine, *, progress: Progress = silent) -> Prepared:
@@ -172,6 +177,11 @@ def rewritten(problem: Problem, names: Iterable[str]) -> Model:
 def options_of(recipe: Recipe, threads: int) -> CalibrationOptions:
     """The recipe's observers, the first choice where several are compared."""
     return _options(recipe, _observers(recipe)[0], threads)
+
+
+def observers_of(recipe: Recipe) -> tuple[str, str]:
+    """Names of the activations' and the weights' observer, the first choice where several are compared."""
+    return _observers(recipe)[0]
 
 
 def _observers(recipe: Recipe) -> tuple[tuple[str, str], ...]:

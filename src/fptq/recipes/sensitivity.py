@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fptq.config import Recipe
+from fptq.recipes.choose_engine import engines_to_try
 from fptq.recipes.problem import open_problem
-from fptq.recipes.quantize import engines_to_try
 from fptq.recipes.study import Study, bits_of, check, open_study
 from fptq.types import Progress, silent
 

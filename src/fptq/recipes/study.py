@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,12 +14,13 @@ import numpy as np
 
 import fptq
 from fptq.cache import Cache, CacheEntry, cache_key
-from fptq.calibrate import CalibrationOptions, collect, needed, solve
+from fptq.calibrate import CalibrationOptions, Statistics, collect, needed, solve
+from fptq.engines.cpu import safe_weight_bits
 from fptq.errors import ConfigError, DataError, MissingExtra, ModelError
 from fptq.graph.model import Model
-from fptq.plan import PROFILES, Plan, place
+from fptq.plan import PROFILES, Plan, materialize, place
 from fptq.plan.encoding import Encoding, plan_to_json
-from fptq.recipes.prepare import options_of, policy_of, rewritten
+from fptq.recipes.prepare import observers_of, options_of, policy_of, rewritten
 from fptq.recipes.problem import Problem
 from fptq.types import Feeds, Progress
 
@@ -35,6 +37,24 @@ METHODS = ("fisher", "leave-one-in")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Realized:
+    """A network with its numbers.
+
+    Attributes:
+        model: The float network that the numbers belong to.
+        encoding: The quantizers.
+    """
+
+    model: Model
+    encoding: Encoding
+
+    @property
+    def network(self) -> Model:
+        """The Q/DQ network."""
+        return materialize(self.model, self.encoding)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Study:
     """One network in several formats.
 
@@ -42,6 +62,9 @@ class Study:
         model: The float network, rewritten for the engine.
         encodings: Numbers of all placements by format.
         samples: What judges.
+        statistics: What calibration found.
+        calibration_s: Seconds of the pass over the samples.
+        observers: Observers of activations and weights.
         store: The cache.
         seed: Of random projections.
     """
@@ -49,6 +72,9 @@ class Study:
     model: Model
     encodings: Mapping[str, Encoding]
     samples: tuple[Feeds, ...]
+    statistics: Statistics
+    calibration_s: float
+    observers: tuple[str, str]
     store: Cache
     seed: int
 
@@ -56,6 +82,17 @@ class Study:
     def plan(self) -> Plan:
         """The plan of the first format."""
         return next(iter(self.encodings.values())).plan
+
+    def realized(self, units: Sequence[Unit], formats: Mapping[str, str]) -> Realized:
+        """The network in which every unit has a format of its own.
+
+        Args:
+            units: All units of the plan.
+            formats: By the unit's name; "float" leaves a unit alone.
+        """
+        from fptq.analyze.mixed import mixed_encoding
+
+        return Realized(model=self.model, encoding=mixed_encoding(self.model, units, self.encodings, formats))
 
     def sensitivity(self, method: str, progress: Progress) -> Sensitivity:
         """The sensitivity of every unit in every format, from the store or computed and stored."""
@@ -127,11 +164,15 @@ def open_study(problem: Problem, engine: str, formats: Sequence[str], progress: 
     options: CalibrationOptions = options_of(recipe, problem.threads)
     plan = place(model, profile, profile.variants[0], policy_of(recipe))
     asked = needed(plan, [options.observer])
+    start = time.perf_counter()
     statistics = collect(model, asked, problem.calibration, options=options.run, store=problem.store, progress=progress)
     return Study(
         model=model,
         encodings={name: solve(model, _wide(plan, name), statistics, options=options) for name in formats},
         samples=tuple(itertools.islice(problem.calibration, SAMPLES)),
+        statistics=statistics,
+        calibration_s=time.perf_counter() - start,
+        observers=observers_of(recipe),
         store=problem.store,
         seed=recipe.seed,
     )
@@ -161,4 +202,5 @@ def bits_of(name: str) -> tuple[int, int]:
 
 def _wide(plan: Plan, name: str) -> Plan:
     weights, activations = bits_of(name)
+    weights = safe_weight_bits(weights)
     return plan.with_bits({p: weights if p in plan.weights else activations for p in plan.specs})
