@@ -71,6 +71,7 @@ class Mix:
         realized: The network of the answer.
         budget: What was asked for.
         metric: Name of the score that was controlled; empty where none was.
+        confidence: One-sided, of the limit of the drop.
         evaluations: Full evaluations of the metric, the float network's included.
         complete: Whether the walk came to its end.
         notes: What a reader must know.
@@ -87,6 +88,7 @@ class Mix:
     realized: Realized
     budget: Budget
     metric: str = ""
+    confidence: float = 0.95
     evaluations: int = 0
     complete: bool = True
     notes: tuple[str, ...] = ()
@@ -250,7 +252,13 @@ class _Search:
         tried = {verdict.assignment: verdict for verdict in outcome.tried}
         spread = [walked[i] for i in sorted({round(x) for x in np.linspace(0, len(walked) - 1, _VERIFIED)})]
         mix = self._told([best, *tried, *spread], tried)
-        return replace(mix, metric=scorer.metric, evaluations=1 + outcome.evaluations, complete=outcome.complete)
+        return replace(
+            mix,
+            metric=scorer.metric,
+            confidence=floor.confidence,
+            evaluations=1 + outcome.evaluations,
+            complete=outcome.complete,
+        )
 
     def _known(self, scorer: Scorer, point: Assignment) -> np.ndarray | None:
         return scorer.floats if self._all_float(point) else scorer.known(self._realized(point))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fptq.config import Recipe
 from fptq.recipes.choose_engine import engines_to_try
@@ -59,8 +59,8 @@ class SensitivityTable:
     engine: str
     formats: tuple[str, ...]
     compared: str
-    objective: str
-    method: str
+    objective: Literal["squared", "kl"]
+    method: Literal["fisher", "leave-one-in"]
     samples: int
     rows: tuple[SensitivityRow, ...]
 
@@ -94,10 +94,10 @@ def sensitivity(
     recipe = (recipe or Recipe()).merged(**options)
     problem = open_problem(model, calibration, recipe)
     study = open_study(problem, engines_to_try(recipe)[0].name, formats, progress)
-    return _table(study, study.sensitivity(method, progress), progress)
+    return sensitivity_table(study, study.sensitivity(method, progress), progress)
 
 
-def _table(study: Study, found: Sensitivity, progress: Progress) -> SensitivityTable:
+def sensitivity_table(study: Study, found: Sensitivity, progress: Progress) -> SensitivityTable:
     """The rows, with the errors of the format that the engine's integer kernels have."""
     from fptq.analyze import layer_errors
     from fptq.execute import Executor
