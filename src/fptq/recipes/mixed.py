@@ -20,9 +20,10 @@ from fptq.engines.benchmark import interleaved
 from fptq.errors import BudgetError
 from fptq.graph.write import save
 from fptq.recipes.costs import Target, cost_table
+from fptq.recipes.formats import Format
 from fptq.recipes.problem import Problem
 from fptq.recipes.scoring import Scorer
-from fptq.recipes.study import Realized, Study, bits_of, check, open_study
+from fptq.recipes.study import Realized, Study, check, open_study
 from fptq.search import Assignment, Budget, Options, accuracy, front, solve
 from fptq.search.budget import shown
 from fptq.types import Progress, silent
@@ -97,7 +98,7 @@ class Mix:
     def emulated(self) -> tuple[str, ...]:
         """Formats in use that the engine has no kernels for: their codes live in a wider container."""
         used = dict.fromkeys(self.chosen.assignment.formats)
-        return tuple(name for name in used if name in self.study.encodings and bits_of(name) != (8, 8))
+        return tuple(name for name in used if name in self.study.encodings and Format.parse(name).emulated)
 
     def decisions(self) -> Iterator[tuple[Unit, str, float]]:
         """Every unit with its precision and its predicted loss in it, in the order of execution."""
@@ -155,7 +156,7 @@ class _Search:
 
     @cached_property
     def study(self) -> Study:
-        formats = sorted(dict.fromkeys(self.problem.recipe.formats), key=lambda name: -sum(bits_of(name)))
+        formats = sorted(dict.fromkeys(self.problem.recipe.formats), key=lambda name: -Format.parse(name).width)
         return open_study(self.problem, self.target.engine.name, formats, self.progress)
 
     @cached_property
@@ -358,7 +359,8 @@ class _Search:
         return losses
 
     def _about_sizes(self, best: Assignment) -> Sequence[str]:
-        narrow = sorted({name for name in best.formats if name in self.study.encodings and min(bits_of(name)) < 8})
+        used = sorted({name for name in best.formats if name in self.study.encodings})
+        narrow = [name for name in used if Format.parse(name).emulated]
         if not narrow:
             return ()
         return (

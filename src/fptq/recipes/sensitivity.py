@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fptq.config import Recipe
 from fptq.recipes.choose_engine import engines_to_try
+from fptq.recipes.formats import Format
 from fptq.recipes.problem import open_problem
-from fptq.recipes.study import Study, bits_of, check, open_study
+from fptq.recipes.study import Study, check, open_study
 from fptq.types import Progress, silent
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def sensitivity_table(study: Study, found: Sensitivity, progress: Progress) -> S
     from fptq.analyze import layer_errors
     from fptq.execute import Executor
 
-    compared = next((name for name in study.encodings if max(bits_of(name)) <= 8), next(iter(study.encodings)))
+    compared = next((name for name in study.encodings if _narrow(name)), next(iter(study.encodings)))
     executor, encoding = Executor.open(study.model), study.encodings[compared]
     errors = layer_errors(executor, found.units, encoding, study.samples, progress=progress)
     by_unit = {error.unit: error for error in reversed(errors)}
@@ -115,6 +116,11 @@ def sensitivity_table(study: Study, found: Sensitivity, progress: Progress) -> S
         samples=found.samples,
         rows=tuple(_row(study, unit, found.loss[i], by_unit[unit.name]) for i, unit in enumerate(found.units)),
     )
+
+
+def _narrow(name: str) -> bool:
+    given = Format.parse(name)
+    return max(given.weights, given.activations) <= 8
 
 
 def _row(study: Study, unit: Unit, losses: Any, error: LayerError) -> SensitivityRow:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ import numpy as np
 import fptq
 from fptq.cache import Cache, CacheEntry, cache_key
 from fptq.calibrate import CalibrationOptions, Statistics, collect, needed, solve
-from fptq.engines.cpu import safe_weight_bits
 from fptq.errors import ConfigError, DataError, MissingExtra, ModelError
 from fptq.graph.model import Model
 from fptq.plan import PROFILES, Plan, materialize, place
 from fptq.plan.encoding import Encoding, plan_to_json
+from fptq.recipes.formats import Format
 from fptq.recipes.prepare import observers_of, options_of, policy_of, rewritten
 from fptq.recipes.problem import Problem
 from fptq.types import Feeds, Progress
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from fptq.analyze import Sensitivity, Unit
 
 _LOG = logging.getLogger(__name__)
-_FORMAT = re.compile(r"w(\d+)a(\d+)")
 _KIND, _VERSION = "sensitivity", 1
 
 SAMPLES = 16
@@ -168,7 +166,7 @@ def open_study(problem: Problem, engine: str, formats: Sequence[str], progress: 
     statistics = collect(model, asked, problem.calibration, options=options.run, store=problem.store, progress=progress)
     return Study(
         model=model,
-        encodings={name: solve(model, _wide(plan, name), statistics, options=options) for name in formats},
+        encodings={name: solve(model, Format.parse(name).plan(plan), statistics, options=options) for name in formats},
         samples=tuple(itertools.islice(problem.calibration, SAMPLES)),
         statistics=statistics,
         calibration_s=time.perf_counter() - start,
@@ -183,24 +181,6 @@ def check(formats: Sequence[str], method: str) -> None:
     if not formats:
         raise DataError("no format was given", rule="a sensitivity is that of a format, such as w8a8")
     for name in formats:
-        bits_of(name)
+        Format.parse(name)
     if method not in METHODS:
         raise ConfigError(f"{method!r} is not a method", rule="the methods are fisher and leave-one-in")
-
-
-def bits_of(name: str) -> tuple[int, int]:
-    """The widths of weights and of activations.
-
-    >>> bits_of("w4a8")
-    (4, 8)
-    """
-    match = _FORMAT.fullmatch(name)
-    if match is None or not all(2 <= int(bits) <= 16 for bits in match.groups()):
-        raise ConfigError(f"{name!r} is not a format", rule="w4a8 means 4-bit weights and 8-bit activations, 2 to 16")
-    return int(match[1]), int(match[2])
-
-
-def _wide(plan: Plan, name: str) -> Plan:
-    weights, activations = bits_of(name)
-    weights = safe_weight_bits(weights)
-    return plan.with_bits({p: weights if p in plan.weights else activations for p in plan.specs})

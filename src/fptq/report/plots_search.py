@@ -152,7 +152,7 @@ def bits_of(precision: str) -> tuple[int, int] | None:
     """
     if precision == "float":
         return 32, 32
-    match = re.fullmatch(r"w([1-9]\d?)a([1-9]\d?)", precision)
+    match = re.fullmatch(r"w([1-9]\d?)a([1-9]\d?)(?:/\w+)?", precision)
     return (int(match[1]), int(match[2])) if match else None
 
 
