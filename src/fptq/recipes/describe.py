@@ -65,8 +65,13 @@ def refusal_records(prepared: Prepared) -> tuple[decisions.RefusalRecord, ...]:
 def gate_record(prepared: Prepared) -> decisions.Gate | None:
     """What was timed and compared before the placement was settled; None where nothing was."""
     tried = [
-        decisions.Trial(name=name, latency_ms=None, kept=kept, note=f"output SQNR {sqnr:.2f} dB")
-        for name, sqnr, kept in prepared.tried
+        decisions.Trial(
+            name=one.name,
+            latency_ms=None,
+            kept=one.kept,
+            note=f"output SQNR {one.before_db:.2f} -> {one.after_db:.2f} dB",
+        )
+        for one in prepared.tried
     ]
     outcome = prepared.outcome
     if outcome is None:

@@ -24,7 +24,7 @@ from fptq.plan.conditions import PlainGemm
 from fptq.plan.encoding import Encoding
 from fptq.plan.materialize import materialize
 from fptq.rewrite.channels import channel_means
-from fptq.types import Array, Feeds, Progress, silent
+from fptq.types import Array, Feeds, FeedSource, Progress, silent
 
 MOST_RUNS = 48
 """Cuts of the network that full correction runs at most."""
@@ -66,7 +66,7 @@ def corrected_biases(model: Model, encoding: Encoding, feeds: Iterable[Feeds]) -
 def measured_biases(
     model: Model,
     encoding: Encoding,
-    feeds: Sequence[Feeds],
+    feeds: FeedSource,
     *,
     reference: Model | None = None,
     progress: Progress = silent,
