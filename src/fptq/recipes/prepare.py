@@ -184,7 +184,6 @@ class _Table:
     engine: Engine
     folder: Path
     _reference: _Reference | None = None
-    _count: int = 0
 
     def gate(self, candidates: Candidates, statistics: Statistics, progress: Progress) -> Outcome:
         return Gate(
@@ -202,14 +201,14 @@ class _Table:
     def sqnr(self, model: Model, encoding: Encoding) -> float:
         """Output SQNR against the float network, on held-out samples [dB]."""
         if self._reference is None:
-            self._reference = _Reference(session=self._session(self.problem.model))
-        session = self._session(materialize(model, encoding))
+            self._reference = _Reference(session=self._session(self.problem.model, "float"))
+        session = self._session(materialize(model, encoding), "judged")
         judges = EFFORTS[self.problem.recipe.recipe].judges
         return compare(self._reference, session, self.problem.held_out[:judges]).sqnr_db
 
-    def _session(self, model: Model) -> Session:
-        self._count += 1
-        path = self.folder / f"numbers_{self._count}.onnx"
+    def _session(self, model: Model, name: str) -> Session:
+        """A session; the file of an older one of that name is replaced, which is over by then."""
+        path = self.folder / f"{name}.onnx"
         save(model, path)
         return self.engine.compile(path, CompileOptions(threads=self.problem.threads))
 

@@ -159,9 +159,20 @@ class _Bench:
         candidate = replace(self.best, model=model, exact=model)
         yield name, self._calibrated(candidate, _Few(self.problem.calibration, _TRIED_ON))
 
-    def observed(self, pair: Pair) -> Refined:
-        """The best network with the numbers of other observers."""
-        return self._solved(replace(self.best, observers=pair))
+    def observed(self, activations: str) -> Refined:
+        """The best network with the numbers of another observer of activations."""
+        return self._solved(replace(self.best, observers=(activations, self.best.observers[1])))
+
+    def clipped(self) -> Refined:
+        """The best network with weights clipped where that costs least; its activations keep their numbers."""
+        best, plan = self.best, self.best.encoding.plan
+        pair = best.observers[0], "lp"
+        # A weight that shares its scale with an activation has the activation's.
+        weights = plan.only(*(p for p in plan.weights if plan.weights.issuperset(plan.tied(p))))
+        options = calibration_options(self.problem.recipe, pair)
+        params = solve(best.model, weights, best.statistics, options=options).params
+        encoding = replace(best.encoding, params={**best.encoding.params, **params})
+        return replace(best, encoding=encoding, observers=pair)
 
     def _on_all_samples(self, candidate: Refined, score: float) -> tuple[Refined, float]:
         """A network that was calibrated on a few samples on all of them, and its score."""
@@ -215,11 +226,11 @@ def _noted(winner: Refined, before: Refined, note: str) -> Refined:
 def _try_observers(bench: _Bench) -> None:
     if bench.best.encoding.plan.activations:
         names = other_observers(bench.problem.recipe)
-        bench.contest((f"activations {name}", bench.observed((name, bench.best.observers[1]))) for name in names)
+        bench.contest((f"activations {name}", bench.observed(name)) for name in names)
 
 
 def _try_clipped_weights(bench: _Bench) -> None:
-    bench.contest([("weights lp (clipped)", bench.observed((bench.best.observers[0], "lp")))])
+    bench.contest([("weights lp (clipped)", bench.clipped())])
 
 
 def _try_equalization(bench: _Bench) -> None:
