@@ -39,6 +39,8 @@ def refused(options: dict[str, Any]) -> str:
         ({"samples": 0}, "samples = 0 should be greater than or equal to 1"),
         ({"overlap": 1.0}, "overlap = 1.0 should be less than 1"),
         ({"weight_bits": 17}, "weight_bits = 17 should be less than or equal to 16"),
+        ({"recipe": "slow"}, "recipe = 'slow' should be 'auto', 'fast' or 'best'"),
+        ({"p": 9}, "p = 9 should be less than or equal to 8"),
     ],
 )
 def test_a_wrong_option_is_named_in_one_line(options: dict[str, Any], says: str) -> None:

@@ -82,9 +82,11 @@ class Recipe(_Options):
         labels: Their labels: a folder or glob.
         task: What the scores mean.
         engine: What the int8 model is made for; "auto" measures the installed engines and picks the fastest.
+        recipe: How much is tried, each trial kept only where the output error on held-out samples falls: "fast"
+            nothing, "auto" what is cheap, "best" what takes many runs too.
         observer: Estimator of activation ranges; "auto" is what fptq holds to be best.
         percentile: Of the "percentile" observer: share of values that is not clipped, in (50, 100].
-        p: Exponent of the error that the "lp" observer minimises, in [1, 10].
+        p: Exponent of the error that the "lp" observer minimises, in [1, 8].
         granularity: Scales of weights: one a "channel", or one a "tensor".
         weight_bits: Width of stored weights, 2 to 16.
         activation_bits: Width of activations, 2 to 16.
@@ -120,9 +122,10 @@ class Recipe(_Options):
     labels: str | None = None
     task: Literal["generic", "segmentation"] = "generic"
     engine: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    recipe: Literal["auto", "fast", "best"] = "auto"
     observer: Literal["auto", "minmax", "moving-average", "percentile", "entropy", "lp"] = "auto"
     percentile: float = Field(default=99.99, gt=50, le=100)
-    p: float = Field(default=2.4, ge=1, le=10)
+    p: float = Field(default=2.4, ge=1, le=8)
     granularity: Literal["channel", "tensor"] = "channel"
     weight_bits: int = Field(default=8, ge=2, le=16)
     activation_bits: int = Field(default=8, ge=2, le=16)
@@ -174,6 +177,16 @@ class Recipe(_Options):
             raise _config_error(error, source) from error
         _check_consistency(recipe, source)
         return recipe
+
+    @classmethod
+    def named(cls, given: Self | str | None) -> Self:
+        """The recipe that a call was given: a record, the name of one, or none."""
+        match given:
+            case None:
+                return cls()
+            case str():
+                return cls.of({"recipe": given})
+        return given
 
     def merged(self, **options: object) -> Self:
         """This recipe with some options replaced; a list or table that is given replaces the whole one.

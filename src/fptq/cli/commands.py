@@ -36,6 +36,7 @@ def quantize(
     threads: options.Threads = None,
     samples: options.Samples = None,
     observer: options.Observer = None,
+    recipe: options.Effort = None,
     max_size: options.MaxSize = None,
     max_latency: options.MaxLatency = None,
     max_bops: options.MaxBops = None,
@@ -50,8 +51,8 @@ def quantize(
 ) -> None:
     """Quantize a network; measure what it costs and what it brings."""
     given = {name: value for name, value in locals().items() if name not in ("ctx", "model", "config", "output")}
-    recipe = options.recipe(config, given)
-    calibration = _calibration(recipe)
+    chosen = options.recipe(config, given)
+    calibration = _calibration(chosen)
     folder = options.writable(output)
     from fptq import recipes
 
@@ -60,9 +61,9 @@ def quantize(
         result = recipes.quantize(
             model,
             calibration=calibration,
-            recipe=recipe,
-            validation=recipe.val,
-            labels=recipe.labels,
+            recipe=chosen,
+            validation=chosen.val,
+            labels=chosen.labels,
             progress=progress,
             command=command_line(),
         )
@@ -192,6 +193,7 @@ def search(
     threads: options.Threads = None,
     samples: options.Samples = None,
     observer: options.Observer = None,
+    recipe: options.Effort = None,
     config: options.Config = None,
     trust: options.Trust = False,
     seed: options.Seed = None,
@@ -199,8 +201,8 @@ def search(
 ) -> None:
     """Find the best precision of each layer within limits."""
     given = {name: value for name, value in locals().items() if name not in ("ctx", "model", "config", "output")}
-    recipe = options.recipe(config, given)
-    calibration = _calibration(recipe)
+    chosen = options.recipe(config, given)
+    calibration = _calibration(chosen)
     from fptq import recipes
     from fptq.cli import tables
 
@@ -209,9 +211,9 @@ def search(
         found = recipes.search(
             model,
             calibration=calibration,
-            validation=recipe.val,
-            labels=recipe.labels,
-            recipe=recipe,
+            validation=chosen.val,
+            labels=chosen.labels,
+            recipe=chosen,
             progress=progress,
         )
         found.save(output)

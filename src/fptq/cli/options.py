@@ -30,6 +30,10 @@ Observer = Annotated[
     str | None,
     typer.Option(metavar="auto|minmax|moving-average|percentile|entropy|lp", help="Estimator of activation ranges."),
 ]
+Effort = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="fast|auto|best", help="How much is tried to lower the output error."),
+]
 Preprocess = Annotated[str | None, typer.Option(metavar=_FUNCTION, help="What a raw scan becomes before the network.")]
 Metric = Annotated[str | None, typer.Option(metavar=_FUNCTION, help="A metric of your own.")]
 HigherIsBetter = Annotated[

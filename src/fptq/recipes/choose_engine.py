@@ -49,7 +49,7 @@ def one_engine(problem: Problem, progress: Progress) -> tuple[Engine, str]:
     sessions: dict[str, Session] = {}
     with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
         for engine in engines:
-            study = open_study(brief, engine.name, ("w8a8",), progress)
+            study = open_study(brief, engine, ("w8a8",), progress)
             path = Path(folder) / f"{engine.name}.onnx"
             try:
                 save(materialize(study.model, study.encodings["w8a8"]), path)

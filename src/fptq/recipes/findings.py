@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from fptq.recipes.mixed import Mix, Point
+from fptq.recipes.refine import Tried
 from fptq.recipes.sensitivity import SensitivityTable, sensitivity_table
 from fptq.report import search as records
 from fptq.types import Progress, silent
@@ -31,6 +32,11 @@ def recorded(table: SensitivityTable, precisions: Mapping[str, str]) -> records.
         compared=table.compared,
         rows=tuple(records.SensitivityRow(**vars(row), precision=precisions.get(row.layer, "")) for row in table.rows),
     )
+
+
+def tried_records(tried: Iterable[Tried]) -> tuple[records.Tried, ...]:
+    """What was tried to lower the output error, and what it brought."""
+    return tuple(records.Tried(**vars(one)) for one in tried)
 
 
 def search_record(mix: Mix) -> records.Search:

@@ -23,7 +23,7 @@ from fptq.recipes.costs import Target, cost_table
 from fptq.recipes.formats import Format
 from fptq.recipes.problem import Problem
 from fptq.recipes.scoring import Scorer
-from fptq.recipes.study import Realized, Study, check, open_study
+from fptq.recipes.study import Realized, Study, check, refined_study
 from fptq.search import Assignment, Budget, Options, accuracy, front, solve
 from fptq.search.budget import shown
 from fptq.types import Progress, silent
@@ -157,7 +157,7 @@ class _Search:
     @cached_property
     def study(self) -> Study:
         formats = sorted(dict.fromkeys(self.problem.recipe.formats), key=lambda name: -Format.parse(name).width)
-        return open_study(self.problem, self.target.engine.name, formats, self.progress)
+        return refined_study(self.problem, self.target.engine, formats, self.progress)
 
     @cached_property
     def found(self) -> Sensitivity:

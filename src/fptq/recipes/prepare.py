@@ -1,4 +1,4 @@
-"""From a problem to a quantized network for one engine: place, calibrate, measure, choose, correct."""
+"""From a problem to a quantized network for one engine: place, calibrate, measure, choose, refine."""
 
 from __future__ import annotations
 
@@ -6,34 +6,29 @@ import json
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fptq.calibrate import CalibrationOptions, CollectOptions, Statistics, collect, needed, observer, solve
-from fptq.calibrate import weight_observer as weight_observer_named
+from fptq.calibrate import CalibrationOptions, Statistics, collect, needed
 from fptq.config import Recipe
-from fptq.engines import ENGINES, CompileOptions, Engine, Session
+from fptq.engines import ENGINES, Engine
 from fptq.errors import ConfigError
 from fptq.graph.model import Model
 from fptq.graph.parity import check_parity, graph_reference
-from fptq.graph.write import save
 from fptq.plan import PROFILES, Policy, materialize
 from fptq.plan.encoding import Encoding, plan_from_json, plan_to_json
 from fptq.plan.plan import Plan
+from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
 from fptq.recipes.problem import Problem
-from fptq.rewrite import PASSES, corrected_biases
-from fptq.search import Candidates, Gate, Outcome
-from fptq.tasks import compare
+from fptq.recipes.refine import Tried, refine
+from fptq.recipes.trials import Trials
+from fptq.rewrite import PASSES
+from fptq.search import Candidates, Outcome
 from fptq.types import Progress, silent
 
 if TYPE_CHECKING:
     from fptq.recipes.mixed import Mix
-
-_JUDGES = 3
-_MEANS = 8
-_AUTO = (("lp", "minmax"), ("minmax", "minmax"))
-"""Observers of activations and weights that "auto" compares on held-out samples."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +37,13 @@ class Prepared:
 
     Attributes:
         engine: The engine.
-        float_model: The network that the encoding belongs to: rewritten for the engine, biases corrected.
+        float_model: The network that the encoding belongs to: rewritten for the engine, with the rewrites that were
+            kept.
         encoding: The quantizers.
         model: The Q/DQ network.
         statistics: What calibration found.
         outcome: What the gate measured; None where it was off or a plan was replayed.
-        tried: Recipes compared by output error: what, SQNR [dB], whether it was kept.
+        tried: What was tried to lower the output error, and what it brought.
         observers: Observers of activations and weights.
         calibration_s: Seconds of the pass over the samples.
         warnings: What the user must know before trusting or using the result.
@@ -60,8 +56,8 @@ class Prepared:
     model: Model
     statistics: Statistics
     outcome: Outcome | None
-    tried: tuple[tuple[str, float, bool], ...]
-    observers: tuple[str, str]
+    tried: tuple[Tried, ...]
+    observers: Pair
     calibration_s: float
     warnings: tuple[str, ...] = ()
     mix: Mix | None = None
@@ -77,30 +73,30 @@ def prepare(problem: Problem, engine: Engine, *, progress: Progress = silent) ->
     """
     recipe, profile = problem.recipe, PROFILES[engine.name]
     model = rewritten(problem, profile.passes)
-    observers, options = _observers(recipe), options_of(recipe, problem.threads)
+    options = options_of(recipe, problem.threads)
     candidates = Candidates(model=model, profile=profile, policy=policy_of(recipe), options=options)
     replayed = _replayed(recipe, engine)
-    others = [_options(recipe, names, 1).observer for names in observers]
-    asked = candidates.statistics_needed(others) if replayed is None else needed(replayed, others)
+    others = [calibration_options(recipe, (name, "minmax")).observer for name in other_observers(recipe)]
+    asked = candidates.statistics_needed(others) if replayed is None else needed(replayed, [options.observer, *others])
     start = time.perf_counter()
     statistics = collect(model, asked, problem.calibration, options=options.run, store=problem.store, progress=progress)
     calibration_s = time.perf_counter() - start
     with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
-        table = _Table(problem=problem, engine=engine, folder=Path(folder))
+        table = Trials(problem=problem, engine=engine, folder=Path(folder))
         outcome = None
         if replayed is None and recipe.gate == "measured":
             outcome = table.gate(candidates, statistics, progress)
         plan = outcome.candidate.encoding.plan if outcome else replayed or _unmeasured(candidates, statistics)
-        chosen, encoding, pair = table.best_numbers(model, plan, statistics, observers)
+        found = refine(model, plan, statistics, problem=problem, score=table.sqnr, progress=progress)
     return Prepared(
         engine=engine,
-        float_model=chosen,
-        encoding=encoding,
-        model=materialize(chosen, encoding),
-        statistics=statistics,
+        float_model=found.model,
+        encoding=found.encoding,
+        model=materialize(found.model, found.encoding),
+        statistics=found.statistics,
         outcome=outcome,
-        tried=tuple(table.tried),
-        observers=pair,
+        tried=found.tried,
+        observers=found.observers,
         calibration_s=calibration_s,
     )
 
@@ -176,85 +172,4 @@ def rewritten(problem: Problem, names: Iterable[str]) -> Model:
 
 def options_of(recipe: Recipe, threads: int) -> CalibrationOptions:
     """The recipe's observers, the first choice where several are compared."""
-    return _options(recipe, _observers(recipe)[0], threads)
-
-
-def observers_of(recipe: Recipe) -> tuple[str, str]:
-    """Names of the activations' and the weights' observer, the first choice where several are compared."""
-    return _observers(recipe)[0]
-
-
-def _observers(recipe: Recipe) -> tuple[tuple[str, str], ...]:
-    """Names of the activations' and the weights' observer, all pairs that are compared."""
-    return _AUTO if recipe.observer == "auto" else ((recipe.observer, "minmax"),)
-
-
-def _options(recipe: Recipe, names: tuple[str, str], threads: int) -> CalibrationOptions:
-    numbers: dict[str, dict[str, float]] = {"percentile": {"percentile": recipe.percentile}, "lp": {"p": recipe.p}}
-    return CalibrationOptions(
-        observer=observer(names[0].replace("-", "_"), numbers.get(names[0], {})),
-        weight_observer=weight_observer_named(names[1], numbers.get(names[1], {})),
-        run=CollectOptions(threads=threads),
-    )
-
-
-@dataclass(kw_only=True)
-class _Table:
-    """Compares encodings on the engine by their output error on held-out samples."""
-
-    problem: Problem
-    engine: Engine
-    folder: Path
-    tried: list[tuple[str, float, bool]] = field(default_factory=list)
-    _reference: Session | None = None
-    _count: int = 0
-
-    def gate(self, candidates: Candidates, statistics: Statistics, progress: Progress) -> Outcome:
-        return Gate(
-            engine=self.engine,
-            float_model=self.problem.model,
-            candidates=candidates,
-            statistics=statistics,
-            samples=self.problem.held_out[:_JUDGES],
-            folder=self.folder,
-            threads=self.problem.threads,
-            seconds=self.problem.recipe.gate_seconds / 4,
-            progress=progress,
-        ).choose()
-
-    def best_numbers(
-        self, model: Model, plan: Plan, statistics: Statistics, observers: Iterable[tuple[str, str]]
-    ) -> tuple[Model, Encoding, tuple[str, str]]:
-        """The model and encoding of least output error among observers, then with and without bias correction."""
-        solved = {}
-        for names in observers:
-            encoding = solve(model, plan, statistics, options=_options(self.problem.recipe, names, 1))
-            solved[names] = (self._sqnr(model, encoding), encoding)
-        best = max(solved, key=lambda names: solved[names][0])
-        for names, (sqnr, _) in solved.items():
-            self.tried.append((f"activations {names[0]}, weights {names[1]}", sqnr, names == best))
-        sqnr, encoding = solved[best]
-        if self.problem.recipe.bias_correction == "off":
-            return model, encoding, best
-        means = [sample for _, sample in zip(range(_MEANS), self.problem.calibration, strict=False)]
-        corrected = corrected_biases(model, encoding, means)
-        if corrected is None:
-            return model, encoding, best
-        after = self._sqnr(corrected, encoding)
-        self.tried.append(("bias correction", after, after > sqnr))
-        if after <= sqnr:
-            return model, encoding, best
-        note = f"bias correction: output SQNR {sqnr:.2f} -> {after:.2f} dB on held-out samples"
-        return corrected, replace(encoding, rewrites=(*encoding.rewrites, note)), best
-
-    def _sqnr(self, model: Model, encoding: Encoding) -> float:
-        if self._reference is None:
-            self._reference = self._session(self.problem.model)
-        session = self._session(materialize(model, encoding))
-        return compare(self._reference, session, self.problem.held_out[:_JUDGES]).sqnr_db
-
-    def _session(self, model: Model) -> Session:
-        self._count += 1
-        path = self.folder / f"numbers_{self._count}.onnx"
-        save(model, path)
-        return self.engine.compile(path, CompileOptions(threads=self.problem.threads))
+    return calibration_options(recipe, first_pair(recipe), threads)

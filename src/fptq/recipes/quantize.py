@@ -32,7 +32,7 @@ def quantize(
     task: Task | str | None = None,
     validation: object = None,
     labels: str | Path | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | str | None = None,
     progress: Progress = silent,
     command: str = "",
     **options: object,
@@ -49,7 +49,7 @@ def quantize(
         validation: Samples for the agreement with the float network, or volumes for `task="segmentation"` in the
             recipe. Without it some calibration samples are held out.
         labels: Labels of the validation volumes.
-        recipe: All options in one record.
+        recipe: All options in one record, or how much is tried: "fast", "auto" or "best".
         progress: Told how calibration, timing and evaluation advance.
         command: What the user typed, for the report.
         **options: Options that override the recipe's, by its field names.
@@ -62,7 +62,7 @@ def quantize(
     """
     if isinstance(task, str):
         options, task = {**options, "task": task}, None
-    recipe = saturating_weights((recipe or Recipe()).merged(**options))
+    recipe = saturating_weights(Recipe.named(recipe).merged(**options))
     problem = open_scored(
         model, calibration, recipe, evaluate=evaluate, task=task, validation=validation, labels=labels
     )
@@ -82,7 +82,7 @@ def _mixed(problem: Problem, progress: Progress) -> tuple[Prepared, str]:
         model=mix.realized.network,
         statistics=mix.study.statistics,
         outcome=None,
-        tried=(),
+        tried=mix.study.tried,
         observers=mix.study.observers,
         calibration_s=mix.study.calibration_s,
         warnings=mix.notes,

@@ -118,7 +118,7 @@ def search(
     task: Task | str | None = None,
     validation: object = None,
     labels: str | Path | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | str | None = None,
     progress: Progress = silent,
     **options: object,
 ) -> SearchResult:
@@ -136,7 +136,7 @@ def search(
         task: A ready-made task instead of a metric.
         validation: Samples or volumes to score.
         labels: Labels of the validation volumes.
-        recipe: All options in one record.
+        recipe: All options in one record, or how much is tried: "fast", "auto" or "best".
         progress: Told how calibration and analysis advance.
         **options: Options that override the recipe's, by its field names.
 
@@ -146,7 +146,7 @@ def search(
     """
     if isinstance(task, str):
         options, task = {**options, "task": task}, None
-    recipe = (recipe or Recipe()).merged(**options)
+    recipe = Recipe.named(recipe).merged(**options)
     if not recipe.limits:
         raise ConfigError(
             "there is no limit", rule=f"a search keeps one of {', '.join(LIMITS)}", remedy="Give a size such as 0.3x"

@@ -94,7 +94,7 @@ def sensitivity(
     check(formats, method)
     recipe = (recipe or Recipe()).merged(**options)
     problem = open_problem(model, calibration, recipe)
-    study = open_study(problem, engines_to_try(recipe)[0].name, formats, progress)
+    study = open_study(problem, engines_to_try(recipe)[0], formats, progress)
     return sensitivity_table(study, study.sensitivity(method, progress), progress)
 
 

@@ -4,30 +4,42 @@ from __future__ import annotations
 
 import itertools
 import logging
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 import fptq
 from fptq.cache import Cache, CacheEntry, cache_key
-from fptq.calibrate import CalibrationOptions, Statistics, collect, needed, solve
+from fptq.calibrate import Statistics, collect, needed, solve
+from fptq.engines import Engine
 from fptq.errors import ConfigError, DataError, MissingExtra, ModelError
 from fptq.graph.model import Model
 from fptq.plan import PROFILES, Plan, materialize, place
 from fptq.plan.encoding import Encoding, plan_to_json
 from fptq.recipes.formats import Format
-from fptq.recipes.prepare import observers_of, options_of, policy_of, rewritten
+from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
+from fptq.recipes.prepare import policy_of, rewritten
 from fptq.recipes.problem import Problem
-from fptq.types import Feeds, Progress
+from fptq.recipes.refine import Tried, refine
+from fptq.recipes.trials import Trials
+from fptq.rewrite import input_means, shifted_biases
+from fptq.types import Array, Feeds, Progress
 
 if TYPE_CHECKING:
     from fptq.analyze import Sensitivity, Unit
 
 _LOG = logging.getLogger(__name__)
 _KIND, _VERSION = "sensitivity", 1
+
+_MEANS = 8
+"""Samples for the channel means of bias correction."""
+_NARROW = 8
+"""Values of fewer bits are clipped where that costs least."""
 
 SAMPLES = 16
 """Samples that judge; calibration uses all."""
@@ -65,6 +77,9 @@ class Study:
         observers: Observers of activations and weights.
         store: The cache.
         seed: Of random projections.
+        tried: What was tried to lower the output error, and what it brought.
+        rewrites: What was changed in the network, one line each.
+        means: Of the channels of every layer's input, where biases are corrected; None where they are not.
     """
 
     model: Model
@@ -72,9 +87,12 @@ class Study:
     samples: tuple[Feeds, ...]
     statistics: Statistics
     calibration_s: float
-    observers: tuple[str, str]
+    observers: Pair
     store: Cache
     seed: int
+    tried: tuple[Tried, ...] = ()
+    rewrites: tuple[str, ...] = ()
+    means: Mapping[str, Array] | None = None
 
     @property
     def plan(self) -> Plan:
@@ -90,7 +108,10 @@ class Study:
         """
         from fptq.analyze.mixed import mixed_encoding
 
-        return Realized(model=self.model, encoding=mixed_encoding(self.model, units, self.encodings, formats))
+        encoding = mixed_encoding(self.model, units, self.encodings, formats)
+        encoding = replace(encoding, rewrites=self.rewrites if encoding.plan.specs else ())
+        corrected = None if self.means is None else shifted_biases(self.model, encoding, self.means)
+        return Realized(model=corrected or self.model, encoding=encoding)
 
     def sensitivity(self, method: str, progress: Progress) -> Sensitivity:
         """The sensitivity of every unit in every format, from the store or computed and stored."""
@@ -141,39 +162,100 @@ class Study:
         return cache_key(versions, self.model.sha256, numbers, samples, method, self.seed)
 
 
-def open_study(problem: Problem, engine: str, formats: Sequence[str], progress: Progress) -> Study:
+def open_study(problem: Problem, engine: Engine, formats: Sequence[str], progress: Progress) -> Study:
     """Calibrate once, and find the numbers of every format.
 
     Args:
         problem: The network and its samples.
-        engine: Name of the engine whose placement is looked at.
+        engine: The engine whose placement is looked at.
         formats: Such as "w4a8".
         progress: Told about calibration.
 
     Raises:
         MissingExtra: torch is not installed.
     """
+    placed = _placed(problem, engine, progress, others=())
+    pair = first_pair(problem.recipe)
+    return placed.study(problem, formats, placed.model, placed.statistics, pair)
+
+
+def refined_study(problem: Problem, engine: Engine, formats: Sequence[str], progress: Progress) -> Study:
+    """The same, after what may lower the output error was tried on the widest of the formats.
+
+    Args:
+        problem: The network and its samples; its recipe says how much is tried.
+        engine: The engine whose placement is looked at; it runs the trials.
+        formats: Such as "w4a8".
+        progress: Told about calibration.
+
+    Raises:
+        MissingExtra: torch is not installed.
+    """
+    placed = _placed(problem, engine, progress, others=other_observers(problem.recipe))
+    widest = Format.parse(max(formats, key=lambda name: Format.parse(name).width))
+    with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
+        score = Trials(problem=problem, engine=engine, folder=Path(folder)).sqnr
+        plan = widest.plan(placed.plan)
+        found = refine(placed.model, plan, placed.statistics, problem=problem, score=score, progress=progress)
+    study = placed.study(problem, formats, found.exact, found.statistics, found.observers)
+    corrected = found.model is not found.exact
+    means = input_means(found.exact, found.encoding, study.samples[:_MEANS]) if corrected else None
+    return replace(study, tried=found.tried, rewrites=found.encoding.rewrites, means=means)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Placed:
+    """A network with a placement and what calibration found for it."""
+
+    model: Model
+    plan: Plan
+    statistics: Statistics
+    calibration_s: float
+
+    def study(
+        self, problem: Problem, formats: Sequence[str], model: Model, statistics: Statistics, pair: Pair
+    ) -> Study:
+        def numbers(name: str) -> Encoding:
+            given = Format.parse(name)
+            # What is best at the widest format says little about few codes: the extremes waste most of them.
+            activations = pair[0] if given.activations >= _NARROW else first_pair(problem.recipe)[0]
+            weights = pair[1] if given.weights >= _NARROW else "lp"
+            options = calibration_options(problem.recipe, (activations, weights))
+            return solve(model, given.plan(self.plan), statistics, options=options)
+
+        return Study(
+            model=model,
+            encodings={name: numbers(name) for name in formats},
+            samples=tuple(itertools.islice(problem.calibration, SAMPLES)),
+            statistics=statistics,
+            calibration_s=self.calibration_s,
+            observers=pair,
+            store=problem.store,
+            seed=problem.recipe.seed,
+        )
+
+
+def _placed(problem: Problem, engine: Engine, progress: Progress, *, others: Sequence[str]) -> _Placed:
     try:
         import torch  # noqa: F401  the executor runs in it
     except ImportError as error:
         raise MissingExtra("torch", extra="torch", purpose="Sensitivity analysis") from error
-    recipe, profile = problem.recipe, PROFILES[engine]
+    recipe, profile = problem.recipe, PROFILES[engine.name]
     model = rewritten(problem, profile.passes)
-    options: CalibrationOptions = options_of(recipe, problem.threads)
     plan = place(model, profile, profile.variants[0], policy_of(recipe))
-    asked = needed(plan, [options.observer])
+    options = [
+        calibration_options(recipe, (name, "minmax"), problem.threads) for name in (first_pair(recipe)[0], *others)
+    ]
     start = time.perf_counter()
-    statistics = collect(model, asked, problem.calibration, options=options.run, store=problem.store, progress=progress)
-    return Study(
-        model=model,
-        encodings={name: solve(model, Format.parse(name).plan(plan), statistics, options=options) for name in formats},
-        samples=tuple(itertools.islice(problem.calibration, SAMPLES)),
-        statistics=statistics,
-        calibration_s=time.perf_counter() - start,
-        observers=observers_of(recipe),
+    statistics = collect(
+        model,
+        needed(plan, [option.observer for option in options]),
+        problem.calibration,
+        options=options[0].run,
         store=problem.store,
-        seed=recipe.seed,
+        progress=progress,
     )
+    return _Placed(model=model, plan=plan, statistics=statistics, calibration_s=time.perf_counter() - start)
 
 
 def check(formats: Sequence[str], method: str) -> None:

@@ -7,7 +7,9 @@ from types import MappingProxyType
 
 from fptq.graph.gemm import matmul_add_to_gemm
 from fptq.graph.model import Model
-from fptq.rewrite.bias import corrected_biases
+from fptq.rewrite.bias import corrected_biases, input_means, measured_biases, shifted_biases
+from fptq.rewrite.equalize import equalized
+from fptq.rewrite.smooth import smoothed
 from fptq.rewrite.space_to_depth import space_to_depth_stem
 
 PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
@@ -15,4 +17,14 @@ PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
 )
 """Rewrites that leave the network's results as they are, by the names that profiles use."""
 
-__all__ = ["PASSES", "corrected_biases", "matmul_add_to_gemm", "space_to_depth_stem"]
+__all__ = [
+    "PASSES",
+    "corrected_biases",
+    "equalized",
+    "input_means",
+    "matmul_add_to_gemm",
+    "measured_biases",
+    "shifted_biases",
+    "smoothed",
+    "space_to_depth_stem",
+]

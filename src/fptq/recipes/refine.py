@@ -1,0 +1,281 @@
+"""Try what may lower the output error, and keep what does: observers, equalization, smoothing, bias correction.
+
+Every trial is judged by the output of the network on its engine, on samples that calibration has not seen. What does
+not bring `MARGIN` is dropped, so a recipe can be tried on a network that it does not suit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from fptq.calibrate import Statistics, collect, needed, solve
+from fptq.errors import ParityError
+from fptq.graph.model import Model
+from fptq.graph.parity import check_parity, graph_reference
+from fptq.plan.encoding import Encoding
+from fptq.plan.plan import Plan
+from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
+from fptq.recipes.problem import Problem
+from fptq.rewrite import corrected_biases, equalized, measured_biases, smoothed
+from fptq.types import Feeds, FeedSource, Progress, silent
+
+_LOG = logging.getLogger(__name__)
+
+MARGIN = 0.05
+"""What a trial must gain to be kept [dB]: less is noise of the held-out samples."""
+_TRIED_ON, _MEANS = 16, 8
+"""Calibration samples for the trial of a rewritten network, and for the means of its channels."""
+
+Score = Callable[[Model, Encoding], float]
+"""Output SQNR of an encoding on the engine, on held-out samples [dB]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tried:
+    """One trial.
+
+    Attributes:
+        name: What was tried.
+        before_db: Output SQNR without it, on held-out samples [dB].
+        after_db: Output SQNR with it [dB]; NaN where the network did not stay what it was, and was not run.
+        kept: Whether the result has it.
+    """
+
+    name: str
+    before_db: float
+    after_db: float
+    kept: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refined:
+    """A network with its numbers, and how they came about.
+
+    Attributes:
+        model: The float network, with the rewrites that were kept.
+        exact: The same without corrected biases: it computes what the float network does.
+        encoding: The numbers; the rewrites are listed in it.
+        statistics: What calibration found in `exact`.
+        observers: Observers of activations and weights.
+        tried: Every trial, in order.
+    """
+
+    model: Model
+    exact: Model
+    encoding: Encoding
+    statistics: Statistics
+    observers: Pair
+    tried: tuple[Tried, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """How much is tried.
+
+    Attributes:
+        judges: Held-out samples that judge, at most.
+        alphas: Exponents of the smoothing that are compared.
+        steps: What is tried, in order.
+    """
+
+    judges: int
+    alphas: tuple[float, ...]
+    steps: tuple[Callable[[_Bench], None], ...]
+
+
+def refine(
+    model: Model, plan: Plan, statistics: Statistics, *, problem: Problem, score: Score, progress: Progress = silent
+) -> Refined:
+    """The numbers of a plan, and the rewrites under them, that lose least of the network's output.
+
+    Args:
+        model: The float network that the plan was made for.
+        plan: What becomes what; it stays.
+        statistics: What calibration found for the plan and all observers that are compared.
+        problem: The samples, and the recipe: it says how much is tried.
+        score: Judges an encoding.
+        progress: Told about calibrations and measurements.
+    """
+    pair, effort = first_pair(problem.recipe), EFFORTS[problem.recipe.recipe]
+    encoding = solve(model, plan, statistics, options=calibration_options(problem.recipe, pair))
+    start = Refined(model=model, exact=model, encoding=encoding, statistics=statistics, observers=pair)
+    if not effort.steps:
+        return start
+    bench = _Bench(problem=problem, effort=effort, score=score, progress=progress, best=start)
+    if math.isfinite(bench.best_db) or bench.best_db == -math.inf:  # else nothing is lost, or nothing can be measured
+        for step in effort.steps:
+            step(bench)
+    return replace(bench.best, tried=tuple(bench.tried))
+
+
+@dataclass(kw_only=True)
+class _Bench:
+    """The best so far, and what was tried."""
+
+    problem: Problem
+    effort: Effort
+    score: Score
+    progress: Progress
+    best: Refined
+    best_db: float = field(init=False)
+    tried: list[Tried] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.best_db = self.score(self.best.model, self.best.encoding)
+
+    def contest(self, candidates: Iterable[tuple[str, Refined]]) -> None:
+        """Replace the best by the best of these, if that gains enough."""
+        before, winner = self.best_db, self.best
+        scores: dict[str, float] = {}
+        leader = ""
+        for name, candidate in candidates:
+            scores[name] = self.score(candidate.model, candidate.encoding)
+            if scores[name] > max(before + MARGIN, scores.get(leader, -math.inf)):
+                leader, winner = name, candidate
+        if leader:
+            winner, scores[leader] = self._on_all_samples(winner, scores[leader])
+        for name, after in scores.items():
+            kept = name == leader and after > before + MARGIN
+            self.tried.append(Tried(name=name, before_db=before, after_db=after, kept=kept))
+            if kept:
+                note = f"{name}: output SQNR {before:.2f} -> {after:.2f} dB on held-out samples"
+                self.best, self.best_db = _noted(winner, self.best, note), after
+
+    def rewritten(self, name: str, model: Model) -> Iterator[tuple[str, Refined]]:
+        """A rewritten network with numbers from a few samples; none where it is not the same network any more."""
+        sample = self.problem.held_out[0]
+        reference = graph_reference(self.best.model.graph_model, sample, name=f"the network before {name}")
+        try:
+            check_parity(model.graph_model, sample, reference)
+        except ParityError as error:
+            _LOG.warning("%s is not tried: %s", name, error)
+            self.tried.append(Tried(name=name, before_db=self.best_db, after_db=math.nan, kept=False))
+            return
+        candidate = replace(self.best, model=model, exact=model)
+        yield name, self._calibrated(candidate, _Few(self.problem.calibration, _TRIED_ON))
+
+    def observed(self, activations: str) -> Refined:
+        """The best network with the numbers of another observer of activations."""
+        return self._solved(replace(self.best, observers=(activations, self.best.observers[1])))
+
+    def clipped(self) -> Refined:
+        """The best network with weights clipped where that costs least; its activations keep their numbers."""
+        best, plan = self.best, self.best.encoding.plan
+        pair = best.observers[0], "lp"
+        # A weight that shares its scale with an activation has the activation's.
+        weights = plan.only(*(p for p in plan.weights if plan.weights.issuperset(plan.tied(p))))
+        options = calibration_options(self.problem.recipe, pair)
+        params = solve(best.model, weights, best.statistics, options=options).params
+        encoding = replace(best.encoding, params={**best.encoding.params, **params})
+        return replace(best, encoding=encoding, observers=pair)
+
+    def _on_all_samples(self, candidate: Refined, score: float) -> tuple[Refined, float]:
+        """A network that was calibrated on a few samples on all of them, and its score."""
+        if candidate.statistics is self.best.statistics or len(self.problem.calibration) <= _TRIED_ON:
+            return candidate, score
+        whole = self._calibrated(candidate, self.problem.calibration)
+        return whole, self.score(whole.model, whole.encoding)
+
+    def _calibrated(self, candidate: Refined, samples: FeedSource) -> Refined:
+        recipe, plan = self.problem.recipe, candidate.encoding.plan
+        names = dict.fromkeys((first_pair(recipe)[0], *other_observers(recipe)))
+        options = [calibration_options(recipe, (name, "minmax"), self.problem.threads) for name in names]
+        statistics = collect(
+            candidate.model,
+            needed(plan, [option.observer for option in options]),
+            samples,
+            options=options[0].run,
+            store=self.problem.store,
+            progress=self.progress,
+        )
+        return self._solved(replace(candidate, statistics=statistics))
+
+    def _solved(self, candidate: Refined) -> Refined:
+        options = calibration_options(self.problem.recipe, candidate.observers)
+        encoding = solve(candidate.model, candidate.encoding.plan, candidate.statistics, options=options)
+        return replace(candidate, encoding=replace(encoding, rewrites=candidate.encoding.rewrites))
+
+
+@dataclass(frozen=True)
+class _Few:
+    """The first samples of a source."""
+
+    source: FeedSource
+    most: int
+
+    def __iter__(self) -> Iterator[Feeds]:
+        return itertools.islice(iter(self.source), self.most)
+
+    def __len__(self) -> int:
+        return min(self.most, len(self.source))
+
+
+def _noted(winner: Refined, before: Refined, note: str) -> Refined:
+    """The winner with a line about what it is, where its network is another one."""
+    if winner.model is before.model:
+        return winner
+    encoding = replace(winner.encoding, rewrites=(*winner.encoding.rewrites, note))
+    return replace(winner, encoding=encoding)
+
+
+def _try_observers(bench: _Bench) -> None:
+    if bench.best.encoding.plan.activations:
+        names = other_observers(bench.problem.recipe)
+        bench.contest((f"activations {name}", bench.observed(name)) for name in names)
+
+
+def _try_clipped_weights(bench: _Bench) -> None:
+    bench.contest([("weights lp (clipped)", bench.clipped())])
+
+
+def _try_equalization(bench: _Bench) -> None:
+    name, model = "cross-layer equalization", equalized(bench.best.model)
+    if model is not None:
+        bench.contest(bench.rewritten(name, model))
+
+
+def _try_smoothing(bench: _Bench) -> None:
+    if not bench.best.encoding.plan.activations:  # nothing to make smoother
+        return
+    bench.contest(entry for alpha in bench.effort.alphas for entry in _smoothed(bench, alpha))
+
+
+def _smoothed(bench: _Bench, alpha: float) -> Iterator[tuple[str, Refined]]:
+    model = smoothed(bench.best.model, _Few(bench.problem.calibration, _TRIED_ON), alpha=alpha)
+    if model is not None:
+        yield from bench.rewritten(f"smoothing, alpha {alpha:g}", model)
+
+
+def _try_bias_correction(bench: _Bench) -> None:
+    if bench.problem.recipe.bias_correction == "off":
+        return
+    best, means = bench.best, _Few(bench.problem.calibration, _MEANS)
+    model = corrected_biases(best.model, best.encoding, means)
+    if model is not None:
+        bench.contest([("bias correction", replace(best, model=model))])
+
+
+def _try_measured_biases(bench: _Bench) -> None:
+    if bench.problem.recipe.bias_correction == "off":
+        return
+    best, means = bench.best, _Few(bench.problem.calibration, _MEANS)
+    model = measured_biases(best.model, best.encoding, means, reference=best.exact, progress=bench.progress)
+    if model is not None:
+        bench.contest([("bias correction, measured layer by layer", replace(best, model=model))])
+
+
+_CHEAP = (_try_observers, _try_clipped_weights, _try_equalization, _try_smoothing, _try_bias_correction)
+
+EFFORTS: Mapping[str, Effort] = MappingProxyType(
+    {
+        "fast": Effort(judges=0, alphas=(), steps=()),
+        "auto": Effort(judges=3, alphas=(0.5,), steps=_CHEAP),
+        "best": Effort(judges=8, alphas=(0.25, 0.5, 0.75), steps=(*_CHEAP, _try_measured_biases)),
+    }
+)
+"""How much is tried, by the recipe's name for it."""
