@@ -21,7 +21,7 @@ from fptq.plan import PROFILES, materialize, place
 from fptq.plan.encoding import Encoding
 from fptq.recipes import refine as refining
 from fptq.recipes.problem import Problem
-from fptq.recipes.refine import MARGIN, Refined, refine
+from fptq.recipes.refine import MARGIN, Refined, refine, unrefined
 from fptq.rewrite.channels import channel_means
 
 ENGINE = "onnxruntime"
@@ -61,7 +61,8 @@ def refined(
     plan = place(model, profile, profile.variants[0])
     names = ("lp", "minmax") if recipe.observer == "auto" else (recipe.observer,)
     statistics = collect(model, needed(plan, [observer(name) for name in names]), problem.calibration)
-    return refine(model, plan, statistics, problem=problem, score=score)
+    start = unrefined(model, plan, statistics=statistics, recipe=recipe)
+    return refine(start, problem=problem, score=score)
 
 
 def rising(step: float) -> Callable[[Model, Encoding], float]:
