@@ -144,18 +144,32 @@ def test_options_that_name_a_choice_win(pair_net, tmp_path) -> None:
     assert found.observers == ("percentile", "lp")
 
 
-def test_of_several_alphas_the_best_one_is_kept(net, tmp_path) -> None:
+@pytest.fixture
+def norm_net(net) -> Model:
+    """A norm that can be smoothed."""
     n = net((1, 4, 8, 8))
     n("LayerNormalization", n.stored(8, scale=1.0), n.stored(8), axis=-1)
     n("MatMul", n.stored(8, 8))
     n("Relu")
     n("MatMul", n.stored(8, 4))
-    after = iter([30.0, 20.0, 20.0, 31.0, 33.0, 32.0, *[0.0] * 9])
-    found = refined(n.model(), lambda model, encoding: next(after), tmp_path, recipe="best")
+    return n.model()
+
+
+@pytest.mark.parametrize(
+    ("count", "scores"),
+    [
+        (6, [31.0, 33.0, 32.0]),
+        (20, [34.0, 31.0, 31.5, 33.0, 29.0]),  # those that help on a few samples are judged again on all
+    ],
+)
+def test_of_several_alphas_the_best_one_is_kept(norm_net, tmp_path, count: int, scores: list[float]) -> None:
+    after = iter([30.0, 20.0, 20.0, *scores])
+    found = refined(norm_net, lambda model, encoding: next(after), tmp_path, count=count, recipe="best")
     smoothing = [one for one in found.tried if one.name.startswith("smoothing")]
     assert [one.name for one in smoothing] == ["smoothing, alpha 0.25", "smoothing, alpha 0.5", "smoothing, alpha 0.75"]
     assert [one.kept for one in smoothing] == [False, True, False]
     assert {one.before_db for one in smoothing} == {30.0}
+    assert len(found.statistics.samples) == count
     assert found.encoding.rewrites == ("smoothing, alpha 0.5: output SQNR 30.00 -> 33.00 dB on held-out samples",)
 
 

@@ -139,21 +139,19 @@ class _Bench:
 
     def contest(self, candidates: Iterable[tuple[str, Refined]]) -> None:
         """Replace the best by the best of these, if that gains enough."""
-        before, winner = self.best_db, self.best
+        before, winner, leader, most = self.best_db, self.best, "", self.best_db + MARGIN
         scores: dict[str, float] = {}
-        leader = ""
         for name, candidate in candidates:
             scores[name] = self.score(candidate.model, candidate.encoding)
-            if scores[name] > max(before + MARGIN, scores.get(leader, -math.inf)):
-                leader, winner = name, candidate
-        if leader:
-            winner, scores[leader] = self._on_all_samples(winner, scores[leader])
+            if scores[name] > before + MARGIN:
+                candidate, scores[name] = self._on_all_samples(candidate, scores[name])
+            if scores[name] > most:
+                winner, leader, most = candidate, name, scores[name]
         for name, after in scores.items():
-            kept = name == leader and after > before + MARGIN
-            self.tried.append(Tried(name=name, before_db=before, after_db=after, kept=kept))
-            if kept:
-                note = f"{name}: output SQNR {before:.2f} -> {after:.2f} dB on held-out samples"
-                self.best, self.best_db = _noted(winner, self.best, note), after
+            self.tried.append(Tried(name=name, before_db=before, after_db=after, kept=name == leader))
+        if leader:
+            note = f"{leader}: output SQNR {before:.2f} -> {most:.2f} dB on held-out samples"
+            self.best, self.best_db = _noted(winner, self.best, note), most
 
     def rewritten(self, name: str, model: Model) -> Iterator[tuple[str, Refined]]:
         """A rewritten network with numbers from a few samples; none where it is not the same network any more."""
