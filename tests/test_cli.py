@@ -97,7 +97,7 @@ def test_help_names_every_choice_that_the_recipe_accepts() -> None:
         (["bench", "tiny.onnx", "--rounds", "1"], 2, "--rounds"),
         (["sensitivity", "tiny.onnx"], 4, "there is no calibration data"),
         (["sensitivity", "tiny.onnx", "--calib", "calib", "--format", "int8"], 2, "w4a8 means 4-bit weights"),
-        (["search", "tiny.onnx", "--calib", "calib"], 2, "there is no budget"),
+        (["search", "tiny.onnx", "--calib", "calib"], 2, "there is no limit"),
         (["search", "tiny.onnx", "--calib", "calib", "--max-size", "small"], 2, "small"),
         (["search", "tiny.onnx", "--calib", "calib", "--max-size", "0.01x", "-o", "p.json", *FAST], 2, "nearest"),
         (["predict", "tiny.onnx", "calib"], 2, "Missing option '--output'"),

@@ -29,6 +29,7 @@ NAMES = {
     "load_recipe",
     "quantize",
     "record",
+    "sensitivity",
 }
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fptq.feeds.record import record
     from fptq.recipes.quantize import quantize
     from fptq.recipes.result import Result
+    from fptq.recipes.sensitivity import sensitivity
     from fptq.recipes.survey import bench, inspect
     from fptq.report.report import Report
 
@@ -58,6 +59,7 @@ __all__ = [
     "load_recipe",
     "quantize",
     "record",
+    "sensitivity",
 ]
 
 _HOMES = {
@@ -68,6 +70,7 @@ _HOMES = {
     "bench": "fptq.recipes.survey",
     "inspect": "fptq.recipes.survey",
     "quantize": "fptq.recipes.quantize",
+    "sensitivity": "fptq.recipes.sensitivity",
     "Report": "fptq.report.report",
 }
 

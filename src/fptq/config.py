@@ -23,6 +23,8 @@ FILE_NAME: Final = "fptq.toml"
 _SOURCES = ("calib", "val", "labels")
 _PATHS = ("plan", "cache")
 _TAGS = ("function", "table")
+LIMITS: Final = ("max_size", "max_latency", "max_bops", "max_drop")
+"""What a search must keep."""
 
 
 class _Options(BaseModel):
@@ -94,6 +96,13 @@ class Recipe(_Options):
         bias_correction: Whether the mean error of a channel goes into its bias, where that lowers the error.
         gate: Whether quantizers that do not pay on the engine are measured and taken back.
         gate_seconds: Time limit of these measurements [s].
+        max_size: Most stored bytes, such as "0.3x" of the float network or "3.5MB"; with any of these limits a search
+            chooses the precision of every layer.
+        max_latency: Longest run, such as "0.5x" or "40ms".
+        max_bops: Most bit operations of a run, such as "0.1x" or "120GBOPs".
+        max_drop: Largest loss of the metric against the float network, in its unit.
+        time_budget: How long the search may take, such as "10m"; the best so far is kept.
+        formats: What a layer may become in a search, beside float: "w4a8" is weights of 4 bits, activations of 8.
         threads: CPU threads for one run; without it one for each core.
         dynamic: Which axes are dynamic: "auto", "none", or `input:axis=name,...`.
         samples: Most calibration samples to use; without it all.
@@ -126,6 +135,12 @@ class Recipe(_Options):
     bias_correction: Literal["auto", "off"] = "auto"
     gate: Literal["measured", "off"] = "measured"
     gate_seconds: float = Field(default=120.0, gt=0)
+    max_size: str | None = None
+    max_latency: str | None = None
+    max_bops: str | None = None
+    max_drop: float | None = Field(default=None, ge=0)
+    time_budget: str | float | None = None
+    formats: _Patterns = ("w8a8",)
     threads: int | None = Field(default=None, ge=1)
     dynamic: str = Field(default="auto", min_length=1)
     samples: int | None = Field(default=None, ge=1)
@@ -138,6 +153,12 @@ class Recipe(_Options):
     seed: int = Field(default=0, ge=0)
     trust: bool = False
     cache: Path | None = None
+
+    @property
+    def limits(self) -> dict[str, str | float]:
+        """The limits of a search that were given, by name; none: the network is quantized as a whole."""
+        given = {name: getattr(self, name) for name in LIMITS}
+        return {name: value for name, value in given.items() if value is not None}
 
     @classmethod
     def of(cls, options: Mapping[str, object], *, source: str = "recipe") -> Self:
@@ -156,6 +177,16 @@ class Recipe(_Options):
             raise _config_error(error, source) from error
         _check_consistency(recipe, source)
         return recipe
+
+    @classmethod
+    def named(cls, given: Self | str | None) -> Self:
+        """The recipe that a call was given: a record, the name of one, or none."""
+        match given:
+            case None:
+                return cls()
+            case str():
+                return cls.of({"recipe": given})
+        return given
 
     def merged(self, **options: object) -> Self:
         """This recipe with some options replaced; a list or table that is given replaces the whole one.
@@ -224,6 +255,7 @@ def _check_consistency(recipe: Recipe, source: str) -> None:
                     rule="a layer is either kept in float or quantized",
                     remedy="Remove one of the two",
                 )
+    _check_search(recipe, source)
     if recipe.patch == ():
         raise ConfigError(f"{source}: patch is empty", rule="a window has a size on every spatial axis")
     if recipe.labels is not None and recipe.val is None:
@@ -233,6 +265,35 @@ def _check_consistency(recipe: Recipe, source: str) -> None:
             f"{source}: labels with task = {recipe.task!r}",
             rule="labels are masks for the segmentation task",
             remedy="Give --task segmentation, or --metric package.module:function for scores of your own",
+        )
+
+
+def _check_search(recipe: Recipe, source: str) -> None:
+    """A search decides what a plan or a width for all layers would decide, too."""
+    limits = recipe.limits
+    if recipe.time_budget is not None and not limits:
+        raise ConfigError(
+            f"{source}: time_budget = {recipe.time_budget!r} without a limit",
+            rule="a time budget is for a search, and a search keeps a limit",
+            remedy=f"Give one of {', '.join(LIMITS)}",
+        )
+    if not limits:
+        return
+    name, value = next(iter(limits.items()))
+    if recipe.plan is not None:
+        raise ConfigError(
+            f"{source}: {name} = {value!r} and a plan",
+            rule="a plan is replayed, not searched",
+            remedy="Drop one of them",
+        )
+    if not recipe.formats:
+        raise ConfigError(f"{source}: formats is empty", rule="a search needs a format beside float, such as w8a8")
+    weights, activations = recipe.weight_bits, recipe.activation_bits
+    if activations != 8 or weights < 7:  # 7 is what some processors need in place of 8
+        raise ConfigError(
+            f"{source}: {name} = {value!r}, weight_bits = {weights} and activation_bits = {activations}",
+            rule="in a search the formats say how wide a layer may be",
+            remedy=f"Use --format w{weights}a{activations}",
         )
 
 

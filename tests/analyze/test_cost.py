@@ -6,9 +6,17 @@ import numpy as np
 import pytest
 
 from fptq.analyze import units_of
-from fptq.analyze.cost import costs_of, multiplications, node_latencies, shapes_of, stored_bytes
+from fptq.analyze.cost import (
+    costs_of,
+    multiplications,
+    node_latencies,
+    peak_activation_bytes,
+    shapes_of,
+    stored_bytes,
+)
 from fptq.execute import Executor
 from fptq.graph.model import Model
+from fptq.graph.placement import Placement
 from fptq.numerics import PerBlock, PerChannel, QuantizerSpec
 from fptq.plan import PROFILES, place
 
@@ -72,3 +80,19 @@ def test_latencies_are_those_of_the_unit_s_nodes(net) -> None:
     units = units_of(model, place(model, PROFILES["openvino"], PROFILES["openvino"].variants[0]))
     times = {"float": {"Conv_0": 2.0, "Conv_1": 3.0}, "w8a8": {"Conv_0": 0.5}}
     np.testing.assert_array_equal(node_latencies(units, times), [[2.0, 0.5], [3.0, 0.0]])
+
+
+def test_peak_activations_are_what_is_alive_at_once(net) -> None:
+    n = net((1, 4, 16, 16))
+    n.conv(4, 8)
+    skip = n("Relu")
+    n.conv(8, 8)
+    n("Add", skip)
+    model = n.model()
+    shapes = shapes_of(Executor.open(model), {"x": np.zeros((1, 4, 16, 16), np.float32)})
+    plane = 16 * 16 * 4
+    # Conv_2 reads the skip and makes its result while the skip waits for Add; then Add makes the sum of both.
+    assert peak_activation_bytes(model, {}, shapes) == (8 + 8 + 8) * plane
+    eight = QuantizerSpec(bits=8, signed=False, symmetric=False)
+    read = {Placement("v1", "Conv_2", 0): eight, Placement("v1", "Add_3", 1): eight, Placement("v2"): eight}
+    assert peak_activation_bytes(model, read, shapes) < peak_activation_bytes(model, {}, shapes)

@@ -10,7 +10,6 @@ import pytest
 import fptq
 from fptq.errors import BudgetError, ConfigError
 from fptq.recipes import search
-from fptq.search import Budget
 
 
 @pytest.fixture
@@ -25,7 +24,7 @@ def given(net, samples, tmp_path):
 
 def test_the_budget_is_met_and_the_prediction_holds(given) -> None:
     model, options = given
-    found = search(model, budget=Budget.parse(max_size="0.4x"), engine="openvino", **options)
+    found = search(model, max_size="0.4x", engine="openvino", **options)
     assert found.costs["size"] <= found.limits["size"] == pytest.approx(0.4 * found.float_costs["size"])
     assert abs(np.log10(found.predicted / found.verified)) < 0.3
     assert {row.precision for row in found.rows} == {"float", "w8a8"}
@@ -38,17 +37,16 @@ def test_the_budget_is_met_and_the_prediction_holds(given) -> None:
 
 def test_lower_widths_are_for_what_hurts_least(given) -> None:
     model, options = given
-    budget = Budget.parse(max_size="0.17x")
-    found = search(model, budget=budget, formats=("w8a8", "w4a4"), engine="openvino", **options)
+    found = search(model, max_size="0.17x", formats=("w8a8", "w4a4"), engine="openvino", **options)
     assert "w4a4" in {row.precision for row in found.rows}
-    all_low = search(model, budget=Budget.parse(max_size="0.99x"), formats=("w4a4",), engine="openvino", **options)
+    all_low = search(model, max_size="0.99x", formats=("w4a4",), engine="openvino", **options)
     assert found.verified < max(point.verified for point in all_low.front)
 
 
 def test_several_limits_hold_at_once(given) -> None:
     model, options = given
-    budget = Budget.parse(max_size="0.6x", max_bops="0.3x", max_latency="50ms")
-    found = search(model, budget=budget, engine="openvino", **options)
+    limits = {"max_size": "0.6x", "max_bops": "0.3x", "max_latency": "50ms"}
+    found = search(model, **limits, engine="openvino", **options)
     assert set(found.costs) == {"size", "bops", "latency"}
     for name, limit in found.limits.items():
         assert found.costs[name] <= limit * (1 + 1e-9)
@@ -56,7 +54,7 @@ def test_several_limits_hold_at_once(given) -> None:
 
 def test_the_plan_is_what_quantize_replays(given, tmp_path) -> None:
     model, options = given
-    found = search(model, budget=Budget.parse(max_size="0.5x"), engine="onnxruntime", **options)
+    found = search(model, max_size="0.5x", engine="onnxruntime", **options)
     path = found.save(tmp_path / "plan.json")
     result = fptq.quantize(model, engine="onnxruntime", plan=path, **options)
     kept = {row.layer for row in found.rows if row.precision == "float"}
@@ -69,10 +67,10 @@ def test_the_plan_is_what_quantize_replays(given, tmp_path) -> None:
 def test_what_nothing_meets_is_answered_with_the_nearest(given) -> None:
     model, options = given
     with pytest.raises(BudgetError, match="nearest budget that can be met is size"):
-        search(model, budget=Budget.parse(max_size="0.1x"), engine="openvino", **options)
+        search(model, max_size="0.1x", engine="openvino", **options)
 
 
 def test_a_search_needs_a_limit(given) -> None:
     model, options = given
-    with pytest.raises(ConfigError, match="there is no budget"):
-        search(model, budget=Budget(), **options)
+    with pytest.raises(ConfigError, match="there is no limit"):
+        search(model, **options)

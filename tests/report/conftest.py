@@ -22,6 +22,7 @@ from fptq.report.records import (
     Variant,
 )
 from fptq.report.report import Report
+from fptq.report.search import Point, Search, Sensitivity, SensitivityRow, Tried
 from fptq.report.tensors import Histogram, PlacementRecord, Scale
 
 HACK = "document.documentElement.dataset.hacked=1"
@@ -55,13 +56,18 @@ def head(size: int = 72) -> np.ndarray:
     return scalp + inside + np.random.default_rng(0).normal(8, 5, x.shape)
 
 
+def layer_name(layer: int) -> str:
+    """As its weight has it."""
+    return NAMES[layer] if layer < len(NAMES) else f"decoder{layer % 4}.block.{layer}.conv{'t' * (layer % 3 == 0)}"
+
+
 def placement(index: int, generator: np.random.Generator) -> PlacementRecord:
     """Weight, activation, weight, ... with the noise growing along the network."""
     weight, layer = index % 2 == 0, index // 2
     values = generator.normal(0, 0.08, 4000) if weight else np.maximum(generator.standard_t(4, 4000) + 0.3, 0)
     counts, edges = np.histogram(values, 256)
     clip = float(np.quantile(np.abs(values), 0.9995 if layer % 5 else 0.995))
-    module = NAMES[layer] if layer < len(NAMES) else f"decoder{layer % 4}.block.{layer}.conv{'t' * (layer % 3 == 0)}"
+    module = layer_name(layer)
     realized = None if index == 59 else "f32" if layer in (7, 19) else "int8"
     return PlacementRecord(
         placement=f"{'w' if weight else 'v'}_{index} -> node_conv_{layer}[{1 - index % 2}]",
@@ -216,6 +222,77 @@ def gate() -> Gate:
     )
 
 
+FORMATS = ("w8a8", "w4a8", "w4a4")
+
+
+def sensitivity() -> Sensitivity:
+    """Two layers hurt far more than the others; error gathers along the network; the largest layers are narrow."""
+    generator = np.random.default_rng(11)
+    rows = []
+    for layer in range(30):
+        hurt = 10 ** generator.normal(-5.6, 0.45) * (40 if layer in (0, 11) else 1)
+        local = float(36 - 10 * (layer in (0, 11)) + generator.normal(0, 2))
+        before = 10 ** (-(41 - 0.3 * layer) / 10)
+        loss = {"w8a8": hurt, "w4a8": 60 * hurt * (1 + generator.random()), "w4a4": 400 * hurt}
+        rows.append(
+            SensitivityRow(
+                layer=f"node_conv_{layer}",
+                module=layer_name(layer),
+                parameters=27 * 16 * 2 ** (4 - abs(layer - 14) // 4) ** 2,
+                loss=loss,
+                local_db=local,
+                accumulated_db=float(-10 * np.log10(10 ** (-local / 10) + before)) if layer != 29 else None,
+                precision="float" if layer in (0, 11, 19) else "w4a8" if 12 < layer < 18 else "w8a8",
+            )
+        )
+    return Sensitivity(
+        objective="squared", method="fisher", samples=16, formats=FORMATS, compared="w8a8", rows=tuple(rows)
+    )
+
+
+def point(share: float, floats: int, narrow: int, *, chosen: bool = False) -> Point:
+    """One mix: the smaller, the worse."""
+    predicted = 4e-5 / share**3.2
+    drop = 0.9 * predicted
+    return Point(
+        costs={"size": share * 8.56e6, "bops": (0.06 + 0.4 * share) * 2.9e14, "latency": 120 + 130 * share},
+        predicted=predicted,
+        verified=predicted * (1.15 if share < 0.3 else 0.95),
+        drop=drop,
+        upper=1.4 * drop + 0.0002,
+        passes=1.4 * drop + 0.0002 <= 0.005,
+        layers={"float": floats, "w8a8": 30 - floats - narrow, "w4a8": narrow},
+        peak_activations=33.5e6,
+        chosen=chosen,
+    )
+
+
+def search() -> Search:
+    """The front of a search for the smallest network, the answer in its middle."""
+    front = ((0.14, 0, 28), (0.17, 0, 21), (0.21, 0, 14), (0.25, 1, 8), (0.298, 3, 5), (0.38, 5, 2), (0.52, 9, 0))
+    return Search(
+        objective="squared",
+        cost="size",
+        limits={"size": 0.3 * 8.56e6},
+        float_costs={"size": 8.56e6, "bops": 2.9e14, "latency": 309.4},
+        points=tuple(point(*one, chosen=one[0] == 0.298) for one in front),
+        max_drop=0.005,
+        confidence=0.95,
+        metric="Dice",
+        evaluations=7,
+        emulated=("w4a8",),
+        notes=("The predicted error of a mix is the sum of its layers' errors, each alone.",),
+    )
+
+
+def tried() -> tuple[Tried, ...]:
+    """One that helped, one that did not."""
+    return (
+        Tried(name="mean bias correction", before_db=32.1, after_db=33.4, kept=True),
+        Tried(name="rounding learned layer by layer", before_db=33.4, after_db=33.1),
+    )
+
+
 def build(**changes: Any) -> Report:
     """The report, with some fields changed."""
     generator = np.random.default_rng(7)
@@ -227,6 +304,9 @@ def build(**changes: Any) -> Report:
         "refusals": refusals(),
         "gate": gate(),
         "pictures": slices(head(), masks, Slicing(case="sub-07")),
+        "sensitivity": sensitivity(),
+        "search": search(),
+        "tried": tried(),
     }
     return Report(**{**fields, **changes})
 

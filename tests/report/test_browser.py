@@ -59,6 +59,12 @@ PROBE = """
   found.fellBack = all("#tensors tbody tr:not([hidden])").length;
   all('#tensors tr[data-index="40"]')[0].click();
   found.noHistogram = document.getElementById("histogram").textContent;
+  found.charts = ["sensitivities", "bits", "errors", "pareto"].map((id) => all(`#${id} .main-svg`).length);
+  found.bars = all("#bits .point").length;
+  found.rings = all("#pareto .trace").length;
+  const losses = () => all("#layer-sensitivities tbody tr").map((row) => row.cells[3].textContent);
+  all("#layer-sensitivities thead th")[3].querySelector("button").click();
+  found.losses = losses();
   found.images = all("img").map((image) => image.naturalWidth);
   found.width = [document.scrollingElement.scrollWidth, innerWidth];
   found.paper = getComputedStyle(document.body).backgroundColor;
@@ -109,6 +115,18 @@ def test_the_charts_are_drawn(wide, report):
     assert wide["points"] == sum(
         (p.sqnr_local_db is not None) + (p.sqnr_accumulated_db is not None) for p in report.placements
     )
+
+
+def test_the_charts_of_the_search_are_drawn(wide, narrow, report):
+    for found in (wide, narrow):
+        assert min(found["charts"]) >= 1
+        assert found["bars"] == 2 * len(report.sensitivity.rows)
+        assert found["rings"] == 5
+
+
+def test_sensitivities_are_sorted_from_the_layer_that_hurts_most(wide):
+    levels = [float(level) for level in wide["losses"]]
+    assert levels == sorted(levels)
 
 
 def test_a_heading_sorts_both_ways_and_what_is_missing_stays_last(wide):

@@ -54,14 +54,44 @@ def test_what_the_issue_asks_for_is_on_the_page(page, report):
     assert report.model.sha256 in body
 
 
+def test_sensitivities_the_search_and_what_was_tried_are_on_the_page(page, report):
+    body = without_scripts(page)
+    for section in ("limits", "sensitivity", "search", "tried"):
+        assert f'href="#{section}"' in body
+        assert f'id="{section}"' in body
+    for chart in ("sensitivities", "bits", "errors", "pareto"):
+        assert f'<div id="{chart}" class="plot' in body
+    table = body.partition('id="layer-sensitivities"')[2].partition("</table>")[0]
+    assert table.count("<tr>") == len(report.sensitivity.rows) + 1
+    mixes = body.partition('class="mixes"')[2].partition("</table>")[0]
+    assert mixes.count("<tr") == len(report.search.points) + 1
+    assert mixes.count('<span class="badge">chosen</span>') == 1
+    assert "The predicted error of a mix is the sum" in body
+    assert "+1.3" in body.partition('class="tried"')[2]
+
+
+def test_what_has_no_sensitivity_has_no_column_for_it(build_report):
+    undecided = tuple(row.model_copy(update={"precision": ""}) for row in build_report().sensitivity.rows)
+    sensitivity = build_report().sensitivity.model_copy(update={"rows": undecided, "objective": "kl"})
+    body = without_scripts(render(build_report(sensitivity=sensitivity, search=None, tried=())))
+    assert '<div id="bits"' not in body
+    assert ">became<" not in body
+    assert "output KL [nats], w8a8" in body
+
+
 def test_a_report_with_next_to_nothing_is_a_small_page(build_report):
     bare = Variant(precision="fp32")
     nothing = dict.fromkeys(("float_default", "speedup", "speedup_default", "compression", "calibration", "gate"))
-    lists = dict.fromkeys(("drops", "placements", "refusals", "nodes", "float_nodes", "pictures", "warnings"), ())
+    nothing |= dict.fromkeys(("sensitivity", "search"))
+    lists = dict.fromkeys(
+        ("tried", "drops", "placements", "refusals", "nodes", "float_nodes", "pictures", "warnings"), ()
+    )
     small = render(build_report(float=bare, quantized=bare, agreement=Agreement(), **nothing, **lists))
     assert len(small) < 60_000
     assert "Nothing was measured." in small
-    assert 'id="layers"' not in small
+    for section in ("layers", "limits", "sensitivity", "search", "tried"):
+        assert f'id="{section}"' not in small
+        assert f'href="#{section}"' not in small
 
 
 def test_the_page_is_written_whole(report, page, tmp_path: Path):

@@ -110,6 +110,46 @@ def stored_bytes(shape: tuple[int, ...], spec: QuantizerSpec | None) -> float:
     return math.prod(shape) * spec.bits / 8 + scales * (_SCALE_BYTES + spec.bits / 8)
 
 
+def peak_activation_bytes(model: Model, specs: Mapping[Placement, QuantizerSpec], shapes: Shapes) -> float:
+    """The most bytes of activations that are alive at one time, in the order of the graph.
+
+    A value is held in the width of its quantizer where all of its readers see it quantized, otherwise in f32. What an
+    engine adds (buffers of its kernels, padding, memory that it keeps) is not counted.
+
+    Args:
+        model: The network.
+        specs: The quantizers; none: the float network.
+        shapes: Of every floating-point value; see `shapes_of`.
+    """
+    values = {name: value for name, value in query.values(model.graph_model).items() if name in shapes}
+    width = {n: _held_bits(v, specs) for n, v in values.items() if n not in model.graph.initializers}
+    last = {str(value.name): at for at, node in enumerate(model.graph) for value in node.inputs if value is not None}
+    last |= {str(value.name): len(model.graph) for value in model.graph.outputs}
+    alive = sum(_bytes(str(value.name), width, shapes) for value in model.graph.inputs)
+    peak = alive
+    for at, node in enumerate(model.graph):
+        alive += sum(_bytes(str(value.name), width, shapes) for value in node.outputs)
+        peak = max(peak, alive)
+        names = {str(value.name) for value in (*node.inputs, *node.outputs) if value is not None}
+        alive -= sum(_bytes(name, width, shapes) for name in names if last.get(name, at) <= at)
+    return peak
+
+
+def _bytes(name: str, width: Mapping[str, int], shapes: Shapes) -> float:
+    return math.prod(shapes[name]) * width[name] / 8 if name in width else 0.0
+
+
+def _held_bits(value: ir.Value, specs: Mapping[Placement, QuantizerSpec]) -> int:
+    name = str(value.name)
+    if value.is_graph_output():
+        return _FLOAT_BITS
+    seen = [
+        specs.get(Placement(name)) or specs.get(Placement(name, str(reader.name), index))
+        for reader, index in query.readers(value)
+    ]
+    return max((_FLOAT_BITS if spec is None else spec.bits for spec in seen), default=_FLOAT_BITS)
+
+
 def node_latencies(units: Sequence[Unit], times: Mapping[str, Mapping[str, float]]) -> NDArray[np.float64]:
     """f64[units, formats]: time of each unit's nodes on an engine [ms]; NaN where a format was not timed.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ class Sensitivity:
     loss: NDArray[np.float64]
     objective: Objective
     samples: int
-    method: str = "fisher"
+    method: Literal["fisher", "leave-one-in"] = "fisher"
 
     def ranked(self, precision: str) -> list[tuple[str, float]]:
         """Units and their losses at one format, the worst first."""

@@ -36,6 +36,13 @@ def quantize(
     threads: options.Threads = None,
     samples: options.Samples = None,
     observer: options.Observer = None,
+    recipe: options.Effort = None,
+    max_size: options.MaxSize = None,
+    max_latency: options.MaxLatency = None,
+    max_bops: options.MaxBops = None,
+    max_drop: options.MaxDrop = None,
+    time_budget: options.TimeBudget = None,
+    formats: options.Formats = None,
     plan: options.Plan = None,
     config: options.Config = None,
     trust: options.Trust = False,
@@ -44,8 +51,8 @@ def quantize(
 ) -> None:
     """Quantize a network; measure what it costs and what it brings."""
     given = {name: value for name, value in locals().items() if name not in ("ctx", "model", "config", "output")}
-    recipe = options.recipe(config, given)
-    calibration = _calibration(recipe)
+    chosen = options.recipe(config, given)
+    calibration = _calibration(chosen)
     folder = options.writable(output)
     from fptq import recipes
 
@@ -54,9 +61,9 @@ def quantize(
         result = recipes.quantize(
             model,
             calibration=calibration,
-            recipe=recipe,
-            validation=recipe.val,
-            labels=recipe.labels,
+            recipe=chosen,
+            validation=chosen.val,
+            labels=chosen.labels,
             progress=progress,
             command=command_line(),
         )
@@ -168,43 +175,45 @@ def search(
     ctx: typer.Context,
     model: options.Model,
     calib: options.Calib = None,
-    max_size: Annotated[str | None, typer.Option(metavar="0.3x|20MB", help="Stored bytes.")] = None,
-    max_latency: Annotated[str | None, typer.Option(metavar="0.5x|40ms", help="Time of one run.")] = None,
-    max_bops: Annotated[str | None, typer.Option(metavar="0.1x|5TBOPs", help="Bit operations of one run.")] = None,
-    formats: Annotated[
-        list[str] | None,
-        typer.Option("--format", metavar="w4a8", help="What a layer may be beside float; may be repeated."),
-    ] = None,
+    val: options.Val = None,
+    labels: options.Labels = None,
+    task: options.Task = None,
+    max_size: options.MaxSize = None,
+    max_latency: options.MaxLatency = None,
+    max_bops: options.MaxBops = None,
+    max_drop: options.MaxDrop = None,
+    time_budget: options.TimeBudget = None,
+    formats: options.Formats = None,
     engine: options.Engine = None,
     preprocess: options.Preprocess = None,
+    metric: options.Metric = None,
+    higher_is_better: options.HigherIsBetter = None,
     keep_float: options.KeepFloat = None,
     dynamic: options.Dynamic = None,
     threads: options.Threads = None,
     samples: options.Samples = None,
     observer: options.Observer = None,
+    recipe: options.Effort = None,
     config: options.Config = None,
     trust: options.Trust = False,
     seed: options.Seed = None,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The plan.")] = Path("plan.json"),
 ) -> None:
-    """Find the best precision of each layer within a budget."""
-    limits = {"max_size": max_size, "max_latency": max_latency, "max_bops": max_bops}
-    other = ("ctx", "model", "config", "formats", "output", *limits, "limits")
-    given = {name: value for name, value in locals().items() if name not in (*other, "other")}
-    recipe = options.recipe(config, given)
-    calibration = _calibration(recipe)
+    """Find the best precision of each layer within limits."""
+    given = {name: value for name, value in locals().items() if name not in ("ctx", "model", "config", "output")}
+    chosen = options.recipe(config, given)
+    calibration = _calibration(chosen)
     from fptq import recipes
     from fptq.cli import tables
-    from fptq.search import Budget
 
     terminal: Terminal = ctx.obj
     with terminal.progress() as progress:
         found = recipes.search(
             model,
             calibration=calibration,
-            budget=Budget.parse(**limits),
-            formats=formats or recipes.SEARCHED,
-            recipe=recipe,
+            validation=chosen.val,
+            labels=chosen.labels,
+            recipe=chosen,
             progress=progress,
         )
         found.save(output)

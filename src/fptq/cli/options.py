@@ -30,6 +30,10 @@ Observer = Annotated[
     str | None,
     typer.Option(metavar="auto|minmax|moving-average|percentile|entropy|lp", help="Estimator of activation ranges."),
 ]
+Effort = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="fast|auto|best", help="How much is tried to lower the output error."),
+]
 Preprocess = Annotated[str | None, typer.Option(metavar=_FUNCTION, help="What a raw scan becomes before the network.")]
 Metric = Annotated[str | None, typer.Option(metavar=_FUNCTION, help="A metric of your own.")]
 HigherIsBetter = Annotated[
@@ -49,6 +53,15 @@ Threads = Annotated[int | None, typer.Option(metavar="N", help="CPU threads for 
 Samples = Annotated[int | None, typer.Option(metavar="N", help="Most calibration samples to use.")]
 Plan = Annotated[Path | None, typer.Option(metavar="FILE", help="A plan.json to replay exactly.")]
 Config = Annotated[Path | None, typer.Option(metavar="FILE", help="Recipe file, such as fptq.toml.")]
+MaxSize = Annotated[str | None, typer.Option(metavar="0.3x|20MB", help="Search: most stored bytes.")]
+MaxLatency = Annotated[str | None, typer.Option(metavar="0.5x|40ms", help="Search: longest run.")]
+MaxBops = Annotated[str | None, typer.Option(metavar="0.1x|5TBOPs", help="Search: most bit operations of a run.")]
+MaxDrop = Annotated[float | None, typer.Option(metavar="0.005", help="Search: largest loss of the metric.")]
+TimeBudget = Annotated[str | None, typer.Option(metavar="10m", help="Time of the search; the best so far is kept.")]
+Formats = Annotated[
+    list[str] | None,
+    typer.Option("--format", metavar="w4a8", help="Search: what a layer may be beside float; may be repeated."),
+]
 Trust = Annotated[bool, typer.Option("--trust", help="Read files that can execute code (.pt2).")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="What fptq quantize wrote.")]

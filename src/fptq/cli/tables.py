@@ -89,14 +89,22 @@ def search(found: SearchResult, path: Path) -> Iterator[RenderableType]:
     yield table
     names = list(found.costs)
     unit = "SQNR [dB]" if squared else "KL [nats]"
-    table = _table("", "layers", *names, f"predicted {unit}", f"verified {unit}", numeric=len(names) + 2)
+    drop = (f"drop of {found.metric}", "surely below") if found.metric else ()
+    heads = (*names, f"predicted {unit}", f"verified {unit}", *drop)
+    table = _table("", "layers", *heads, numeric=len(heads))
     for point in found.front:
         layers = ", ".join(f"{count} {name}" for name, count in point.layers.items() if count)
-        losses = [number(predicted_db(loss) if squared else loss) for loss in (point.predicted, point.verified)]
         costs = [f"{point.costs[name] / found.float_costs[name]:.3g}x" for name in names]
-        _add(table, "chosen" if point.chosen else "", layers, *costs, *losses)
+        losses = [_loss(loss, squared=squared) for loss in (point.predicted, point.verified)]
+        drops = [number(value) for value in (point.drop, point.upper)] if found.metric else []
+        _add(table, "chosen" if point.chosen else "", layers, *costs, *losses, *drops)
     yield table
+    yield from (f"note: {note}" for note in found.notes)
     yield f"plan: {path}; use it with fptq quantize --plan {path} --engine {found.engine}"
+
+
+def _loss(loss: float | None, *, squared: bool) -> str:
+    return number(predicted_db(loss) if squared and loss is not None else loss)
 
 
 def bench(rows: Sequence[BenchRow]) -> Iterator[RenderableType]:

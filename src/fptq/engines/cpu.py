@@ -143,3 +143,8 @@ def _output(command: list[str]) -> str:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=False).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def safe_weight_bits(bits: int) -> int:
+    """The width of weights on this processor: 7 bits instead of 8 where products of 8-bit integers saturate."""
+    return 7 if bits == 8 and detect().saturates else bits

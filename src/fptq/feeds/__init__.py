@@ -2,6 +2,7 @@
 
 from fptq.feeds.callables import load_callable
 from fptq.feeds.optional import optional
+from fptq.feeds.part import Part
 from fptq.feeds.preprocess import InvertiblePreprocess, Preprocess, PreprocessSpec
 from fptq.feeds.record import Recording, record
 from fptq.feeds.scans import Scan, find_files, read_labels, read_scan, stem
@@ -9,6 +10,7 @@ from fptq.feeds.source import Samples, open_feeds
 
 __all__ = [
     "InvertiblePreprocess",
+    "Part",
     "Preprocess",
     "PreprocessSpec",
     "Recording",

@@ -65,8 +65,11 @@ class Plan:
 
     def with_bits(self, bits: Mapping[Placement, int]) -> Plan:
         """This plan with other widths at some placements."""
-        specs = {p: s.with_bits(bits[p]) if p in bits else s for p, s in self.specs.items()}
-        return replace(self, specs=specs)
+        return self.with_specs({p: self.specs[p].with_bits(width) for p, width in bits.items() if p in self.specs})
+
+    def with_specs(self, specs: Mapping[Placement, QuantizerSpec]) -> Plan:
+        """This plan with other quantizers at some of its placements."""
+        return replace(self, specs={p: specs.get(p, spec) for p, spec in self.specs.items()})
 
     def refusing(self, refusals: Iterable[Refusal]) -> Plan:
         """This plan with more reasons added."""

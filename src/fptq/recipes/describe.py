@@ -63,19 +63,10 @@ def refusal_records(prepared: Prepared) -> tuple[decisions.RefusalRecord, ...]:
 
 
 def gate_record(prepared: Prepared) -> decisions.Gate | None:
-    """What was timed and compared before the placement was settled; None where nothing was."""
-    tried = [
-        decisions.Trial(
-            name=one.name,
-            latency_ms=None,
-            kept=one.kept,
-            note=f"output SQNR {one.before_db:.2f} -> {one.after_db:.2f} dB",
-        )
-        for one in prepared.tried
-    ]
+    """What was timed before the placement was settled; None where nothing was."""
     outcome = prepared.outcome
     if outcome is None:
-        return decisions.Gate(tried=tuple(tried)) if tried else None
+        return None
     timed = [
         decisions.Trial(
             name=trial.name,
@@ -97,7 +88,7 @@ def gate_record(prepared: Prepared) -> decisions.Gate | None:
         for r in outcome.candidate.taken_back
     ]
     conclusion = "; ".join(outcome.notes) or f"int8 pays on {prepared.engine.name}: {outcome.candidate.variant}."
-    return decisions.Gate(tried=(*timed, *tried), reverted=tuple(reverted), margin=LEAST_GAIN, conclusion=conclusion)
+    return decisions.Gate(tried=tuple(timed), reverted=tuple(reverted), margin=LEAST_GAIN, conclusion=conclusion)
 
 
 def node_records(nodes: tuple[NodeRun, ...]) -> tuple[decisions.NodeRecord, ...]:

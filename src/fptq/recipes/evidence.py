@@ -12,6 +12,7 @@ from fptq.engines.benchmark import Timing, interleaved
 from fptq.engines.footprint import Footprint, footprint
 from fptq.graph.write import file_bytes, save
 from fptq.recipes.describe import environment_record, gate_record, model_record, node_records, refusal_records
+from fptq.recipes.findings import search_record, sensitivity_record, tried_records
 from fptq.recipes.layers import placement_records
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.problem import Problem
@@ -49,6 +50,7 @@ class _Measured:
 def judge(problem: Problem, prepared: Prepared, *, command: str, because: str, progress: Progress = silent) -> Report:
     """Compile, time, score and compare; everything the report says is measured here or was measured by the gate."""
     measured = _measure(problem, prepared, progress)
+    mix = prepared.mix
     floats, quantized = measured.variants[_FLOAT], measured.variants[_QUANTIZED]
     ours, default = measured.timings[_QUANTIZED], measured.variants[_DEFAULT]
     has_default = default.precision != "f32"
@@ -78,6 +80,9 @@ def judge(problem: Problem, prepared: Prepared, *, command: str, because: str, p
         rewrites=prepared.encoding.rewrites,
         warnings=(*problem.warnings, *prepared.warnings),
         pictures=measured.pictures,
+        tried=tried_records(prepared.tried),
+        sensitivity=sensitivity_record(mix, progress=progress) if mix is not None else None,
+        search=search_record(mix) if mix is not None else None,
         seed=problem.recipe.seed,
         command=command,
     )

@@ -1,268 +1,369 @@
-"""A precision for every layer under a budget: sensitivities, costs, one integer program, and a plan to replay."""
+"""A precision for every layer within limits: sensitivities, costs, one integer program, and the user's own metric."""
 
 from __future__ import annotations
 
-import json
+import math
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fptq.config import Recipe
-from fptq.engines import CompileOptions, Engine
-from fptq.errors import ConfigError
+from fptq.engines import Engine
+from fptq.engines.benchmark import interleaved
+from fptq.errors import BudgetError
 from fptq.graph.write import save
-from fptq.plan import Plan, materialize
-from fptq.plan.encoding import Encoding
-from fptq.recipes.layers import node_precisions
-from fptq.recipes.prepare import plan_document
-from fptq.recipes.problem import Problem, open_problem
-from fptq.recipes.quantize import engines_to_try
-from fptq.recipes.study import Study, bits_of, check, open_study
-from fptq.report.files import write_text
-from fptq.search import Assignment, Budget, Options, front, solve
-from fptq.search.table import monotone
+from fptq.recipes.costs import Target, cost_table
+from fptq.recipes.formats import Format
+from fptq.recipes.problem import Problem
+from fptq.recipes.scoring import Scorer
+from fptq.recipes.study import Realized, Study, check, refined_study
+from fptq.search import Assignment, Budget, Options, accuracy, front, solve
+from fptq.search.budget import shown
 from fptq.types import Progress, silent
 
 if TYPE_CHECKING:
     from fptq.analyze import Sensitivity, Unit
 
-SEARCHED = ("w8a8",)
-"""What a layer may be, beside float: what the engines have integer kernels for."""
-_REST = "(everything else)"
 _VERIFIED = 8
 """Points of the front that are run."""
+_WALKED = 32
+"""Points that accuracy control bisects: five evaluations."""
+_RETRIES = 3
+"""How often a plan that is slower than its layers' sum is searched again."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchRow:
-    """What one layer became.
+class Point:
+    """One assignment, with what is known about it.
 
     Attributes:
-        layer: Name of its first node.
-        module: Where that is in the user's model; empty where unknown.
-        precision: "float", or a format.
-        loss: Its predicted part of the output error.
+        assignment: A format for every unit, with predicted loss and costs.
+        verified: Loss of the network when it is run, on the samples that the sensitivities come from; None: not run.
+        verdict: What the metric says; None: not measured.
+        peak_activations: Most bytes of activations that are alive at one time.
     """
 
-    layer: str
-    module: str
-    precision: str
-    loss: float
+    assignment: Assignment
+    verified: float | None
+    verdict: accuracy.Verdict | None
+    peak_activations: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchPoint:
-    """One assignment of the front.
+class Mix:
+    """What a search found.
 
     Attributes:
-        predicted: Sum of the layers' predicted losses.
-        verified: Loss of the network so quantized, on the same samples.
-        costs: By name: bytes, BOPs, ms.
-        layers: Number of layers by precision.
-        chosen: Whether this is the answer.
-    """
-
-    predicted: float
-    verified: float
-    costs: Mapping[str, float]
-    layers: Mapping[str, int]
-    chosen: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchResult:
-    """A plan under a budget.
-
-    Attributes:
-        engine: The engine that it is for.
-        objective: "squared" or "kl": the unit of all losses.
+        study: The network in all formats.
+        found: Its sensitivities.
+        table: Losses and costs that were chosen from.
+        cost: Name of the cost that the front is swept over.
         limits: What was not to be exceeded, by name of the cost: bytes, BOPs, ms.
         float_costs: The float network's.
-        costs: The plan's.
-        predicted: Its predicted loss.
-        verified: Its loss when the network is run with it, on the same samples.
-        rows: One for each layer, in the order of execution.
-        front: Least losses at every price of the first limited cost, from the cheapest.
-        plan: Which tensor becomes what.
-        document: The content of `plan.json`.
+        points: From the cheapest to the most accurate.
+        chosen: The answer, one of the points.
+        realized: The network of the answer.
+        budget: What was asked for.
+        metric: Name of the score that was controlled; empty where none was.
+        confidence: One-sided, of the limit of the drop.
+        evaluations: Full evaluations of the metric, the float network's included.
+        complete: Whether the walk came to its end.
+        notes: What a reader must know.
     """
 
-    engine: str
-    objective: str
-    limits: Mapping[str, float]
-    float_costs: Mapping[str, float]
-    costs: Mapping[str, float]
-    predicted: float
-    verified: float
-    rows: tuple[SearchRow, ...]
-    front: tuple[SearchPoint, ...]
-    plan: Plan = field(repr=False)
-    document: Mapping[str, Any] = field(repr=False)
-
-    def summary(self) -> dict[str, Any]:
-        """Everything but the plan, as plain data."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("plan", "document")}
-        return plain | {"rows": [asdict(row) for row in self.rows], "front": [asdict(point) for point in self.front]}
-
-    def save(self, path: Path) -> Path:
-        """Write the plan for `fptq quantize --plan`."""
-        return write_text(path, json.dumps(self.document, indent=1) + "\n")
-
-
-def search(
-    model: object,
-    *,
-    calibration: object,
-    budget: Budget,
-    formats: Sequence[str] = SEARCHED,
-    recipe: Recipe | None = None,
-    progress: Progress = silent,
-    **options: object,
-) -> SearchResult:
-    """The precision of every layer that loses least within a budget.
-
-    Args:
-        model: What `fptq.quantize` takes.
-        calibration: What `fptq.quantize` takes.
-        budget: Limits of size, latency and bit operations, any mix of them.
-        formats: What a layer may be beside float, such as "w4a8"; widths that the engine has no kernel for are
-            emulated.
-        recipe: All options in one record.
-        progress: Told how calibration and analysis advance.
-        **options: Options that override the recipe's, by its field names.
-
-    Raises:
-        BudgetError: Nothing meets the budget; the nearest that can be met is named.
-        FptqError: Something is wrong with the model, the data or the options; the message says what.
-    """
-    check(formats, "fisher")
-    if not budget.amounts:
-        raise ConfigError("there is no budget", rule="a search needs a limit", remedy="Give a size such as 0.3x")
-    recipe = (recipe or Recipe()).merged(**options)
-    engine = engines_to_try(recipe)[0]
-    problem = open_problem(model, calibration, recipe)
-    ordered = sorted(dict.fromkeys(formats), key=lambda name: -sum(bits_of(name)))
-    study = open_study(problem, engine.name, ordered, progress)
-    found = study.sensitivity("fisher", progress)
-    table = _table(problem, study, found, engine, timed=budget.max_latency is not None)
-    floats = {name: float(values[:, 0].sum()) for name, values in table.costs.items()}
-    limits = budget.limits(floats)
-    return _Search(study=study, found=found, table=table).result(problem, limits, floats, progress)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Search:
     study: Study
     found: Sensitivity
     table: Options
+    cost: str
+    limits: Mapping[str, float]
+    float_costs: Mapping[str, float]
+    points: tuple[Point, ...]
+    chosen: Point
+    realized: Realized
+    budget: Budget
+    metric: str = ""
+    confidence: float = 0.95
+    evaluations: int = 0
+    complete: bool = True
+    notes: tuple[str, ...] = ()
 
-    def result(
-        self, problem: Problem, limits: Mapping[str, float], floats: Mapping[str, float], progress: Progress
-    ) -> SearchResult:
-        best = solve(self.table, limits)
-        others = [point for point in front(self.table, next(iter(limits)), points=_VERIFIED) if point != best]
-        points = self._points([best, *others], progress)
-        plan = self._encoding(best).plan
-        return SearchResult(
-            engine=plan.engine,
-            objective=self.found.objective.value,
-            limits=dict(limits),
-            float_costs=dict(floats),
-            costs=dict(best.costs),
-            predicted=best.loss,
-            verified=points[0].verified,
-            rows=tuple(self._row(unit, best) for unit in self.found.units),
-            front=tuple(sorted(points, key=lambda point: point.costs[next(iter(limits))])),
-            plan=plan,
-            document=plan_document(plan, problem),
+    @property
+    def emulated(self) -> tuple[str, ...]:
+        """Formats in use that the engine has no kernels for: their codes live in a wider container."""
+        used = dict.fromkeys(self.chosen.assignment.formats)
+        return tuple(name for name in used if name in self.study.encodings and Format.parse(name).emulated)
+
+    def decisions(self) -> Iterator[tuple[Unit, str, float]]:
+        """Every unit with its precision and its predicted loss in it, in the order of execution."""
+        for unit in self.found.units:
+            precision = self.chosen.assignment[unit.name]
+            row, column = self.table.items.index(unit.name), self.table.formats.index(precision)
+            yield unit, precision, float(self.table.loss[row, column])
+
+    def layers(self, point: Point) -> dict[str, int]:
+        """The number of units in each precision."""
+        precisions = [point.assignment[unit.name] for unit in self.found.units]
+        return {name: precisions.count(name) for name in self.table.formats}
+
+
+def budget_of(recipe: Recipe) -> Budget:
+    """The recipe's limits, read.
+
+    Raises:
+        ConfigError: One is no amount.
+    """
+    return Budget.parse(**recipe.limits, time_budget=recipe.time_budget)
+
+
+def find_mix(problem: Problem, engine: Engine, *, progress: Progress = silent) -> Mix:
+    """The precision of every layer that loses least within the recipe's limits, or the cheapest that keeps the metric.
+
+    Args:
+        problem: The network, its samples, the task that scores it, and the limits in its recipe.
+        engine: Where it will run.
+        progress: Told how calibration, analysis and evaluation advance.
+
+    Raises:
+        BudgetError: Nothing meets the limits; the nearest that can be met is named.
+        ConfigError: A limit is no amount, a format is none, or a drop is limited without a metric.
+    """
+    budget = budget_of(problem.recipe)
+    check(problem.recipe.formats, "fisher")
+    budget.check(has_metric=problem.task is not None, has_engine=True)
+    target = Target(engine=engine, threads=problem.threads)
+    with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
+        return _Search(problem=problem, budget=budget, target=target, folder=Path(folder), progress=progress).mix()
+
+
+@dataclass(kw_only=True)
+class _Search:
+    """One search under way."""
+
+    problem: Problem
+    budget: Budget
+    target: Target
+    folder: Path
+    progress: Progress
+    started: float = field(default_factory=time.monotonic)
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def study(self) -> Study:
+        formats = sorted(dict.fromkeys(self.problem.recipe.formats), key=lambda name: -Format.parse(name).width)
+        return refined_study(self.problem, self.target.engine, formats, self.progress)
+
+    @cached_property
+    def found(self) -> Sensitivity:
+        found = self.study.sensitivity("fisher", self.progress)
+        if found.method != "fisher":
+            self.notes.append(f"the output has no gradient: sensitivities are exact, by {found.method}")
+        return found
+
+    @cached_property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        from fptq.analyze.cost import shapes_of
+        from fptq.execute import Executor
+
+        return shapes_of(Executor.open(self.study.model), self.study.samples[0])
+
+    @cached_property
+    def table(self) -> Options:
+        target = self.target if self.budget.max_latency is not None else None
+        return cost_table(self.study, self.found, self.shapes, target=target, progress=self.progress)
+
+    @cached_property
+    def floats(self) -> Mapping[str, float]:
+        """What the float network costs."""
+        return {name: float(values[:, 0].sum()) for name, values in self.table.costs.items()}
+
+    @cached_property
+    def limits(self) -> Mapping[str, float]:
+        return self.budget.limits(self.floats)
+
+    @property
+    def cost(self) -> str:
+        """What the front is swept over: the first limited cost, else bit operations.
+
+        A drop alone asks for a fast network. The times of single layers are noisy, and where they are tiny, wrong;
+        bit operations stand for them.
+        """
+        return next(iter(self.limits), "bops")
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that the time budget leaves."""
+        total = math.inf if self.budget.time_budget is None else self.budget.time_budget
+        return total - (time.monotonic() - self.started)
+
+    def mix(self) -> Mix:
+        """The answer."""
+        if self.budget.max_drop is not None:
+            return self._controlled(self.budget.max_drop)
+        best = self._within_latency()
+        return self._told([best, *front(self.table, self.cost, points=_VERIFIED)])
+
+    def _within_latency(self) -> Assignment:
+        """The best assignment, whose network keeps the latency limit when it is timed as a whole."""
+        limits = dict(self.limits)
+        for _ in range(_RETRIES):
+            best = solve(self.table, limits)
+            took = self._timed(best)
+            if took <= self.limits.get("latency", math.inf):
+                return best
+            # Layers by themselves leave out what the engine does between them.
+            limits["latency"] *= 0.98 * self.limits["latency"] / took
+        self.notes.append(self._too_slow(took))
+        return best
+
+    def _too_slow(self, took: float) -> str:
+        limit = shown("latency", self.limits["latency"])
+        return f"the network takes {took:.3g} ms, the limit is {limit}: its layers' times do not add up on this engine"
+
+    def _timed(self, assignment: Assignment) -> float:
+        """Latency of a network [ms], scaled to the float network's in the table; 0 where there is no limit of it."""
+        if "latency" not in self.limits:
+            return 0.0
+        sessions = {}
+        for name, model in (("float", self.study.model), ("mix", self._realized(assignment).network)):
+            path = self.folder / f"timed_{name}.onnx"
+            save(model, path)
+            sessions[name] = self.target.engine.compile(path, self.target.options)
+        timings = interleaved(sessions, self.study.samples[0], rounds=15, seconds=20.0, progress=self.progress)
+        return self.floats["latency"] / timings["mix"].speedup_over(timings["float"])
+
+    def _controlled(self, max_drop: float) -> Mix:
+        task = self.problem.task
+        assert task is not None
+        scorer = Scorer.open(task, self.problem.model, target=self.target, folder=self.folder, store=self.problem.store)
+        walked = front(self.table, self.cost, points=_WALKED, limits=self.limits)
+        floor = accuracy.Floor(max_drop=max_drop, seed=self.problem.recipe.seed, seconds=max(self.left_s, 0.0))
+        known = {point: scores for point in walked if (scores := self._known(scorer, point)) is not None}
+        outcome = accuracy.control(walked, self._counted(scorer), floats=scorer.floats, floor=floor, known=known)
+        self.notes += outcome.notes
+        best = self._kept(outcome, walked, scorer.metric)
+        if (took := self._timed(best)) > self.limits.get("latency", math.inf):
+            self.notes.append(self._too_slow(took))
+        tried = {verdict.assignment: verdict for verdict in outcome.tried}
+        spread = [walked[i] for i in sorted({round(x) for x in np.linspace(0, len(walked) - 1, _VERIFIED)})]
+        mix = self._told([best, *tried, *spread], tried)
+        return replace(
+            mix,
+            metric=scorer.metric,
+            confidence=floor.confidence,
+            evaluations=1 + outcome.evaluations,
+            complete=outcome.complete,
         )
 
-    def _row(self, unit: Unit, best: Assignment) -> SearchRow:
-        row, column = self.table.items.index(unit.name), self.table.formats.index(best[unit.name])
-        return SearchRow(
-            layer=unit.name,
-            module=self.study.model.module_of(unit.name),
-            precision=best[unit.name],
-            loss=float(self.table.loss[row, column]),
+    def _known(self, scorer: Scorer, point: Assignment) -> np.ndarray | None:
+        return scorer.floats if self._all_float(point) else scorer.known(self._realized(point))
+
+    def _counted(self, scorer: Scorer) -> accuracy.Evaluate:
+        """The metric, with the progress of the walk."""
+        steps, done = math.ceil(math.log2(_WALKED)) + 1, 0
+
+        def evaluate(assignment: Assignment) -> np.ndarray:
+            nonlocal done
+            self.progress(min(done, steps - 1), steps, "accuracy control")
+            scores = scorer.scores(self._realized(assignment))
+            done += 1
+            self.progress(min(done, steps), steps, "accuracy control")
+            return scores
+
+        return evaluate
+
+    def _kept(self, outcome: accuracy.Outcome, walked: Sequence[Assignment], metric: str) -> Assignment:
+        """The best point; the float network where nothing else is known to keep the floor.
+
+        Raises:
+            BudgetError: No point within the limits keeps it.
+        """
+        if outcome.best is not None:
+            return outcome.best.assignment
+        if self._all_float(walked[-1]):
+            self.notes.append("no other point is known to keep the drop: everything stays float")
+            return walked[-1]
+        least = min((verdict.upper for verdict in outcome.tried), default=math.nan)
+        found = (
+            f"the best that was measured surely loses less than {least:.4g}" if outcome.tried else "none was measured"
+        )
+        limits = " and ".join(f"{name} <= {amount}" for name, amount in self.budget.amounts.items())
+        raise BudgetError(
+            f"nothing within {limits} is known to lose at most {self.budget.max_drop:g} of {metric}",
+            rule=found,
+            remedy="Allow a larger drop, a larger limit or more time; what was measured is kept",
+            minimum={"drop": least},
+            nearest={"drop": least, **self.limits},
         )
 
-    def _points(self, assignments: Sequence[Assignment], progress: Progress) -> list[SearchPoint]:
-        """What was predicted, beside what the networks do; the first one is the answer."""
+    def _all_float(self, assignment: Assignment) -> bool:
+        from fptq.analyze.cost import FLOAT
+
+        return set(assignment.formats) == {FLOAT}
+
+    def _realized(self, assignment: Assignment) -> Realized:
+        return self.study.realized(self.found.units, assignment.as_dict())
+
+    def _told(
+        self, assignments: Sequence[Assignment], verdicts: Mapping[Assignment, accuracy.Verdict] = MappingProxyType({})
+    ) -> Mix:
+        """The points with what the networks really lose; the first one is the answer."""
+        unique = list(dict.fromkeys(assignments))
+        losses = self._verified(unique)
+        points = [self._point(one, losses.get(one), verdicts.get(one)) for one in unique]
+        return Mix(
+            study=self.study,
+            found=self.found,
+            table=self.table,
+            cost=self.cost,
+            limits=dict(self.limits),
+            float_costs=dict(self.floats),
+            points=tuple(sorted(points, key=lambda p: (p.assignment.costs[self.cost], -p.assignment.loss))),
+            chosen=points[0],
+            realized=self._realized(unique[0]),
+            budget=self.budget,
+            notes=tuple(dict.fromkeys((*self.notes, *self._about_sizes(unique[0])))),
+        )
+
+    def _point(self, assignment: Assignment, verified: float | None, verdict: accuracy.Verdict | None) -> Point:
+        from fptq.analyze.cost import peak_activation_bytes
+
+        specs = self._realized(assignment).encoding.plan.specs
+        peak = peak_activation_bytes(self.study.model, specs, self.shapes)
+        return Point(assignment=assignment, verified=verified, verdict=verdict, peak_activations=peak)
+
+    def _verified(self, assignments: Sequence[Assignment]) -> dict[Assignment, float]:
+        """Losses of networks that are run; the first one before the others, which need time that may be used up."""
         from fptq.analyze.mixed import encoding_losses
         from fptq.execute import Executor
 
-        encodings = [self._encoding(assignment) for assignment in assignments]
         executor, samples = Executor.open(self.study.model), self.study.samples
-        verified = encoding_losses(executor, encodings, samples, self.found.objective, progress=progress)
-        precisions = [[one[unit.name] for unit in self.found.units] for one in assignments]
-        return [
-            SearchPoint(
-                predicted=assignment.loss,
-                verified=loss,
-                costs=dict(assignment.costs),
-                layers={name: chosen.count(name) for name in self.table.formats},
-                chosen=assignment is assignments[0],
-            )
-            for assignment, loss, chosen in zip(assignments, verified, precisions, strict=True)
-        ]
+        losses: dict[Assignment, float] = {}
+        for part in (assignments[:1], assignments[1:]):
+            if losses and self.left_s <= 0:
+                self.notes.append("the time budget is used up: only the chosen point was run")
+                break
+            encodings = [self._realized(assignment).encoding for assignment in part]
+            try:
+                found = encoding_losses(executor, encodings, samples, self.found.objective, progress=self.progress)
+            except KeyboardInterrupt:
+                self.notes.append("interrupted: not all points were run")
+                break
+            losses |= dict(zip(part, found, strict=True))
+        return losses
 
-    def _encoding(self, assignment: Assignment) -> Encoding:
-        from fptq.analyze.mixed import mixed_encoding
-
-        return mixed_encoding(self.study.model, self.found.units, self.study.encodings, assignment.as_dict())
-
-
-def _table(problem: Problem, study: Study, found: Sensitivity, engine: Engine, *, timed: bool) -> Options:
-    """Losses and costs of every unit in every format, and a last row for what is never quantized."""
-    from fptq.analyze.cost import FLOAT, costs_of, shapes_of
-    from fptq.execute import Executor
-
-    shapes = shapes_of(Executor.open(study.model), study.samples[0])
-    plans = {name: encoding.plan for name, encoding in study.encodings.items()}
-    known = costs_of(study.model, found.units, plans, shapes)
-    tables = {"size": known.size, "bops": known.bops}
-    whole = {"size": 4.0 * study.model.parameter_count, "bops": _all_bops(study, shapes)}
-    if timed:
-        tables["latency"], whole["latency"] = _latencies(problem, study, found, engine)
-    loss = np.hstack([np.zeros((len(found.units), 1)), found.loss])
-    if timed:  # only what has integer kernels was timed
-        loss = np.where(np.isnan(tables["latency"]), np.nan, loss)
-    rest = {name: [whole[name] - values[:, 0].sum()] * (1 + len(plans)) for name, values in tables.items()}
-    return Options(
-        items=(*(unit.name for unit in found.units), _REST),
-        formats=(FLOAT, *plans),
-        loss=np.vstack([monotone(loss), [0.0, *[np.nan] * len(plans)]]),
-        costs={name: np.vstack([np.nan_to_num(values), rest[name]]) for name, values in tables.items()},
-    )
-
-
-def _all_bops(study: Study, shapes: Mapping[str, tuple[int, ...]]) -> float:
-    from fptq.analyze.cost import multiplications
-
-    return 32.0 * 32.0 * sum(multiplications(node, shapes) for node in study.model.graph)
-
-
-def _latencies(problem: Problem, study: Study, found: Sensitivity, engine: Engine) -> tuple[np.ndarray, float]:
-    """Time of every unit as float and in 8 bits, by the engine's own profile, and of the whole float network [ms]."""
-    from fptq.analyze.cost import node_latencies
-
-    options = CompileOptions(threads=problem.threads, float_precision="default")
-    files = {"float": study.model}
-    files |= {name: materialize(study.model, e) for name, e in study.encodings.items() if bits_of(name) == (8, 8)}
-    profiles = {}
-    with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
-        for name, network in files.items():
-            save(network, Path(folder) / f"{name}.onnx")
-            session = engine.compile(Path(folder) / f"{name}.onnx", options)
-            profiles[name] = session.profile(study.samples[0], runs=9)
-    times = {name: {n: run.time_ms for n, run in node_precisions(runs).items()} for name, runs in profiles.items()}
-    measured = node_latencies(found.units, times)
-    table = np.full((len(found.units), 1 + len(study.encodings)), np.nan)
-    for column, name in enumerate(("float", *study.encodings)):
-        if name in times:
-            table[:, column] = measured[:, list(times).index(name)]
-    return table, sum(run.time_ms for run in profiles["float"])
+    def _about_sizes(self, best: Assignment) -> Sequence[str]:
+        used = sorted({name for name in best.formats if name in self.study.encodings})
+        narrow = [name for name in used if Format.parse(name).emulated]
+        if not narrow:
+            return ()
+        return (
+            f"{', '.join(narrow)}: emulated, the engine has no kernels for them; model.onnx holds these codes in 8 "
+            "bits, sizes of the search count their own width",
+        )

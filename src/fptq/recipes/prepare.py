@@ -6,32 +6,29 @@ import json
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fptq.calibrate import CalibrationOptions, Statistics, collect, needed
 from fptq.config import Recipe
-from fptq.engines import ENGINES, CompileOptions, Engine, Session
+from fptq.engines import ENGINES, Engine
 from fptq.errors import ConfigError
 from fptq.graph.model import Model
 from fptq.graph.parity import check_parity, graph_reference
-from fptq.graph.write import save
 from fptq.plan import PROFILES, Policy, materialize
 from fptq.plan.encoding import Encoding, plan_from_json, plan_to_json
 from fptq.plan.plan import Plan
 from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
 from fptq.recipes.problem import Problem
-from fptq.recipes.refine import EFFORTS, Tried, refine, unrefined
+from fptq.recipes.refine import Tried, refine, unrefined
+from fptq.recipes.trials import Trials
 from fptq.rewrite import PASSES
-from fptq.search import Candidates, Gate, Outcome
-from fptq.tasks import compare
-from fptq.types import Feeds, Progress, silent
+from fptq.search import Candidates, Outcome
+from fptq.types import Progress, silent
 
-_JUDGES = 3
-"""Held-out samples that judge the gate's candidates."""
-_REMEMBERED = 64_000_000
-"""Bytes of float outputs that are kept for the next comparison: beyond, the float network runs again."""
+if TYPE_CHECKING:
+    from fptq.recipes.mixed import Mix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +47,7 @@ class Prepared:
         observers: Observers of activations and weights.
         calibration_s: Seconds of the pass over the samples.
         warnings: What the user must know before trusting or using the result.
+        mix: The search that chose a precision for every layer; None where there was none.
     """
 
     engine: Engine
@@ -62,6 +60,7 @@ class Prepared:
     observers: Pair
     calibration_s: float
     warnings: tuple[str, ...] = ()
+    mix: Mix | None = None
 
 
 def prepare(problem: Problem, engine: Engine, *, progress: Progress = silent) -> Prepared:
@@ -83,7 +82,7 @@ def prepare(problem: Problem, engine: Engine, *, progress: Progress = silent) ->
     statistics = collect(model, asked, problem.calibration, options=options.run, store=problem.store, progress=progress)
     calibration_s = time.perf_counter() - start
     with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
-        table = _Table(problem=problem, engine=engine, folder=Path(folder))
+        table = Trials(problem=problem, engine=engine, folder=Path(folder))
         outcome = None
         if replayed is None and recipe.gate == "measured":
             outcome = table.gate(candidates, statistics, progress)
@@ -175,62 +174,3 @@ def rewritten(problem: Problem, names: Iterable[str]) -> Model:
 def options_of(recipe: Recipe, threads: int) -> CalibrationOptions:
     """The recipe's observers, the first choice where several are compared."""
     return calibration_options(recipe, first_pair(recipe), threads)
-
-
-@dataclass(kw_only=True)
-class _Table:
-    """Measures candidates and encodings on the engine."""
-
-    problem: Problem
-    engine: Engine
-    folder: Path
-    _reference: _Reference | None = None
-
-    def gate(self, candidates: Candidates, statistics: Statistics, progress: Progress) -> Outcome:
-        return Gate(
-            engine=self.engine,
-            float_model=self.problem.model,
-            candidates=candidates,
-            statistics=statistics,
-            samples=self.problem.held_out[:_JUDGES],
-            folder=self.folder,
-            threads=self.problem.threads,
-            seconds=self.problem.recipe.gate_seconds / 4,
-            progress=progress,
-        ).choose()
-
-    def sqnr(self, model: Model, encoding: Encoding) -> float:
-        """Output SQNR against the float network, on held-out samples [dB]."""
-        if self._reference is None:
-            self._reference = _Reference(session=self._session(self.problem.model, "float"))
-        session = self._session(materialize(model, encoding), "judged")
-        judges = EFFORTS[self.problem.recipe.recipe].judges
-        return compare(self._reference, session, self.problem.held_out[:judges]).sqnr_db
-
-    def _session(self, model: Model, name: str) -> Session:
-        """A session; the file of an older one of that name is replaced, which is over by then."""
-        path = self.folder / f"{name}.onnx"
-        save(model, path)
-        return self.engine.compile(path, CompileOptions(threads=self.problem.threads))
-
-
-@dataclass(kw_only=True)
-class _Reference:
-    """The float network on the engine, which need not run again on a sample while its outputs are small.
-
-    Samples are known by identity: they are those of the problem, which outlives this.
-    """
-
-    session: Session
-    _outputs: dict[int, Feeds] = field(default_factory=dict)
-    _bytes: int = 0
-
-    def __call__(self, feeds: Feeds) -> Feeds:
-        if id(feeds) in self._outputs:
-            return self._outputs[id(feeds)]
-        outputs = self.session(feeds)
-        size = sum(array.nbytes for array in outputs.values())
-        if self._bytes + size <= _REMEMBERED:
-            self._bytes += size
-            self._outputs[id(feeds)] = outputs
-        return outputs

@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fptq.cache import Cache
 from fptq.config import PreprocessTable, Recipe
 from fptq.errors import ConfigError, DataError
-from fptq.feeds import Preprocess, PreprocessSpec, load_callable, open_feeds
+from fptq.feeds import Part, Preprocess, PreprocessSpec, load_callable, open_feeds
 from fptq.feeds.callables import names_callable
 from fptq.feeds.scans import Scan, find_files
 from fptq.feeds.source import FileItems
@@ -53,20 +54,6 @@ class Problem:
         return threads_of(self.recipe)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """All samples but the last ones."""
-
-    source: FeedSource
-    count: int
-
-    def __iter__(self) -> Iterator[Feeds]:
-        return itertools.islice(iter(self.source), self.count)
-
-    def __len__(self) -> int:
-        return self.count
-
-
 def open_problem(
     network: object, calibration: object, recipe: Recipe, *, validation: object = None, task: Task | None = None
 ) -> Problem:
@@ -104,6 +91,36 @@ def open_problem(
         store=store,
         warnings=tuple(warnings),
     )
+
+
+def open_scored(
+    network: object,
+    calibration: object,
+    recipe: Recipe,
+    *,
+    evaluate: Callable[..., Any] | str | None,
+    task: Task | None,
+    validation: object,
+    labels: str | Path | None,
+) -> Problem:
+    """The problem with what scores it: a task, a metric, or volumes with labels.
+
+    Args:
+        network: Whatever `fptq.graph.load.load` takes.
+        calibration: Whatever `fptq.feeds.open_feeds` takes.
+        recipe: The options.
+        evaluate: A metric, in place of the recipe's.
+        task: A ready-made task.
+        validation: Samples for the agreement, or volumes of a segmentation.
+        labels: Labels of the volumes.
+    """
+    segmentation = recipe.task == "segmentation" and validation is not None
+    problem = open_problem(network, calibration, recipe, validation=None if segmentation else validation)
+    if task is None and segmentation:
+        task = segmentation_task(problem.model, recipe, str(validation), labels)
+    elif task is None and (metric := evaluate or recipe.metric) is not None:
+        task = metric_task(problem.model, metric, recipe)
+    return replace(problem, task=task)
 
 
 def preprocess_of(recipe: Recipe) -> Preprocess | None:
@@ -209,4 +226,4 @@ def _split(samples: FeedSource, warnings: list[str]) -> tuple[FeedSource, tuple[
         warnings.append("there is one sample: agreement is measured on the data that the ranges come from")
         return samples, tuple(itertools.islice(iter(samples), 1))
     held = min(_HELD_OUT, max(1, count // 5))
-    return _Part(samples, count - held), tuple(itertools.islice(iter(samples), count - held, None))
+    return Part(samples, count - held), tuple(itertools.islice(iter(samples), count - held, None))

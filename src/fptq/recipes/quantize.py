@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fptq.config import Recipe
-from fptq.engines import DEPLOYABLE, ENGINES, Engine, engine_named
-from fptq.engines.cpu import detect
-from fptq.errors import ConfigError, EngineError, MissingExtra
+from fptq.engines import DEPLOYABLE, ENGINES
+from fptq.engines.cpu import safe_weight_bits
+from fptq.errors import ConfigError, EngineError
+from fptq.recipes.choose_engine import engines_to_try, one_engine
 from fptq.recipes.evidence import judge
+from fptq.recipes.mixed import find_mix
 from fptq.recipes.prepare import Prepared, prepare
-from fptq.recipes.problem import Problem, metric_task, open_problem, segmentation_task
+from fptq.recipes.problem import Problem, open_scored
 from fptq.recipes.result import Result
 from fptq.tasks import Task
 from fptq.types import Progress, silent
@@ -30,7 +32,7 @@ def quantize(
     task: Task | str | None = None,
     validation: object = None,
     labels: str | Path | None = None,
-    recipe: Recipe | None = None,
+    recipe: Recipe | str | None = None,
     progress: Progress = silent,
     command: str = "",
     **options: object,
@@ -47,7 +49,7 @@ def quantize(
         validation: Samples for the agreement with the float network, or volumes for `task="segmentation"` in the
             recipe. Without it some calibration samples are held out.
         labels: Labels of the validation volumes.
-        recipe: All options in one record.
+        recipe: All options in one record, or how much is tried: "fast", "auto" or "best".
         progress: Told how calibration, timing and evaluation advance.
         command: What the user typed, for the report.
         **options: Options that override the recipe's, by its field names.
@@ -60,31 +62,33 @@ def quantize(
     """
     if isinstance(task, str):
         options, task = {**options, "task": task}, None
-    recipe = saturating_weights((recipe or Recipe()).merged(**options))
-    segmentation = recipe.task == "segmentation" and validation is not None
-    problem = open_problem(model, calibration, recipe, validation=None if segmentation else validation)
-    if task is None and segmentation:
-        task = segmentation_task(problem.model, recipe, str(validation), labels)
-    elif task is None and (metric := evaluate or recipe.metric) is not None:
-        task = metric_task(problem.model, metric, recipe)
-    problem = replace(problem, task=task)
-    prepared, because = _for_best_engine(problem, progress)
+    recipe = saturating_weights(Recipe.named(recipe).merged(**options))
+    problem = open_scored(
+        model, calibration, recipe, evaluate=evaluate, task=task, validation=validation, labels=labels
+    )
+    prepared, because = (_mixed if recipe.limits else _for_best_engine)(problem, progress)
     report = judge(problem, prepared, command=command or _call(recipe), because=because, progress=progress)
     return Result(report=report, prepared=prepared, problem=problem)
 
 
-def engines_to_try(recipe: Recipe) -> Sequence[Engine]:
-    """The engines that a recipe allows and that are installed.
-
-    Raises:
-        MissingExtra: The engine that was asked for, or every engine, is not installed.
-    """
-    if recipe.engine != "auto":
-        return (engine_named(recipe.engine),)
-    found = [ENGINES[name] for name in DEPLOYABLE if ENGINES[name].version() is not None]
-    if not found:
-        raise MissingExtra("openvino", extra="openvino", purpose="Running a quantized network")
-    return found
+def _mixed(problem: Problem, progress: Progress) -> tuple[Prepared, str]:
+    """The network with a precision of its own for every layer, and why it is for that engine."""
+    engine, because = one_engine(problem, progress)
+    mix = find_mix(problem, engine, progress=progress)
+    prepared = Prepared(
+        engine=engine,
+        float_model=mix.realized.model,
+        encoding=mix.realized.encoding,
+        model=mix.realized.network,
+        statistics=mix.study.statistics,
+        outcome=None,
+        tried=mix.study.tried,
+        observers=mix.study.observers,
+        calibration_s=mix.study.calibration_s,
+        warnings=mix.notes,
+        mix=mix,
+    )
+    return prepared, because
 
 
 def _for_best_engine(problem: Problem, progress: Progress) -> tuple[Prepared, str]:
@@ -140,4 +144,5 @@ def _call(recipe: Recipe) -> str:
 
 def saturating_weights(recipe: Recipe) -> Recipe:
     """On processors whose int8 products saturate in 16 bits (AVX2 without VNNI) weights get 7 bits."""
-    return recipe.merged(weight_bits=7) if recipe.weight_bits == 8 and detect().saturates else recipe
+    safe = safe_weight_bits(recipe.weight_bits)
+    return recipe if safe == recipe.weight_bits else recipe.merged(weight_bits=safe)

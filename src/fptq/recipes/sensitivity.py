@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fptq.config import Recipe
+from fptq.recipes.choose_engine import engines_to_try
+from fptq.recipes.formats import Format
 from fptq.recipes.problem import open_problem
-from fptq.recipes.quantize import engines_to_try
-from fptq.recipes.study import Study, bits_of, check, open_study
+from fptq.recipes.study import Study, check, open_study
 from fptq.types import Progress, silent
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ class SensitivityTable:
     engine: str
     formats: tuple[str, ...]
     compared: str
-    objective: str
-    method: str
+    objective: Literal["squared", "kl"]
+    method: Literal["fisher", "leave-one-in"]
     samples: int
     rows: tuple[SensitivityRow, ...]
 
@@ -93,16 +94,16 @@ def sensitivity(
     check(formats, method)
     recipe = (recipe or Recipe()).merged(**options)
     problem = open_problem(model, calibration, recipe)
-    study = open_study(problem, engines_to_try(recipe)[0].name, formats, progress)
-    return _table(study, study.sensitivity(method, progress), progress)
+    study = open_study(problem, engines_to_try(recipe)[0], formats, progress)
+    return sensitivity_table(study, study.sensitivity(method, progress), progress)
 
 
-def _table(study: Study, found: Sensitivity, progress: Progress) -> SensitivityTable:
+def sensitivity_table(study: Study, found: Sensitivity, progress: Progress) -> SensitivityTable:
     """The rows, with the errors of the format that the engine's integer kernels have."""
     from fptq.analyze import layer_errors
     from fptq.execute import Executor
 
-    compared = next((name for name in study.encodings if max(bits_of(name)) <= 8), next(iter(study.encodings)))
+    compared = next((name for name in study.encodings if _narrow(name)), next(iter(study.encodings)))
     executor, encoding = Executor.open(study.model), study.encodings[compared]
     errors = layer_errors(executor, found.units, encoding, study.samples, progress=progress)
     by_unit = {error.unit: error for error in reversed(errors)}
@@ -115,6 +116,11 @@ def _table(study: Study, found: Sensitivity, progress: Progress) -> SensitivityT
         samples=found.samples,
         rows=tuple(_row(study, unit, found.loss[i], by_unit[unit.name]) for i, unit in enumerate(found.units)),
     )
+
+
+def _narrow(name: str) -> bool:
+    given = Format.parse(name)
+    return max(given.weights, given.activations) <= 8
 
 
 def _row(study: Study, unit: Unit, losses: Any, error: LayerError) -> SensitivityRow:

@@ -22,8 +22,8 @@ from fptq.graph.sample import random_feeds
 from fptq.graph.write import file_bytes
 from fptq.plan import PROFILES
 from fptq.plan.place import survey
+from fptq.recipes.choose_engine import engines_to_try
 from fptq.recipes.prepare import policy_of
-from fptq.recipes.quantize import engines_to_try
 from fptq.rewrite import PASSES
 from fptq.types import Feeds, Progress, silent
 

@@ -6,8 +6,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fptq.report import layers, text, verdict, view
+from fptq.report import layers, plots_search, text, tradeoff, verdict, view
 from fptq.report.files import write_text
+from fptq.report.limits import limiting
 from fptq.report.plots import histogram_figure, plotly_script, sqnr_figure
 from fptq.report.report import Report
 from fptq.report.tensors import Scale
@@ -39,7 +40,7 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    named = (text.number, text.ratio, text.decibels, text.percent, text.score, text.date)
+    named = (text.number, text.ratio, text.decibels, text.percent, text.score, text.date, text.loss)
     environment.filters.update({function.__name__: function for function in named})
     assets = files("fptq.report") / "templates"
     return environment.get_template("report.html.j2").render(
@@ -60,22 +61,43 @@ def _summary(report: Report) -> dict[str, Any]:
         "comparisons": view.comparisons(report),
         "bar_groups": view.bar_groups(report),
         "agreement_basis": view.agreement_basis(report),
+        "limits": limiting(report),
     }
 
 
 def _details(report: Report) -> dict[str, Any]:
     rows = layers.layer_rows(report)
-    sqnr = sqnr_figure(rows)
+    figures = {"sqnr": sqnr_figure(rows), **_search_figures(report)}
     histograms = [histogram_figure(row.record) if row.record.histogram else None for row in rows]
-    drawn = sqnr is not None or any(histograms)
+    drawn = any(figures.values()) or any(histograms)
     return {
         "rows": rows,
         "weakest": layers.weakest(report),
         "refusals": layers.refusal_groups(report),
         "operations": layers.operation_times(report),
         "case_tables": layers.case_tables(report),
-        "charts": {"sqnr": sqnr, "histograms": histograms, "facts": [_facts(row) for row in rows]},
+        **_search(report),
+        "charts": {"figures": figures, "histograms": histograms, "facts": [_facts(row) for row in rows]},
         "plotly": plotly_script() if drawn else None,
+    }
+
+
+def _search(report: Report) -> dict[str, Any]:
+    search = report.search
+    return {
+        "asked": tradeoff.asked(search) if search else (),
+        "cost_names": tradeoff.cost_names(search) if search else (),
+        "points": tradeoff.point_rows(search) if search else (),
+    }
+
+
+def _search_figures(report: Report) -> dict[str, dict[str, Any] | None]:
+    sensitivity, search = report.sensitivity, report.search
+    return {
+        "sensitivities": plots_search.sensitivity_figure(sensitivity) if sensitivity else None,
+        "bits": plots_search.bits_figure(sensitivity) if sensitivity else None,
+        "errors": plots_search.errors_figure(sensitivity) if sensitivity else None,
+        "pareto": plots_search.pareto_figure(search) if search else None,
     }
 
 

@@ -11,9 +11,7 @@ from typing import Any
 
 from fptq.report.layers import LayerRow
 from fptq.report.tensors import Histogram, PlacementRecord
-from fptq.report.text import decibels, percent
-
-_LABEL_LENGTH = 60
+from fptq.report.text import decibels, percent, shortened
 
 
 def sqnr_figure(rows: Sequence[LayerRow]) -> dict[str, Any] | None:
@@ -25,7 +23,7 @@ def sqnr_figure(rows: Sequence[LayerRow]) -> dict[str, Any] | None:
         ("activation, alone", "activation", "sqnr_local_db", {"symbol": "circle-open", "color": "var(--quantized)"}),
         ("accumulated", "activation", "sqnr_accumulated_db", {"symbol": "circle", "color": "var(--default)"}),
     )
-    figure = go.Figure(layout=_layout(xaxis_title="tensor, in the order of execution", yaxis_title="SQNR [dB]"))
+    figure = go.Figure(layout=base_layout(xaxis_title="tensor, in the order of execution", yaxis_title="SQNR [dB]"))
     for name, kind, field, marker in styles:
         shown = [(row, getattr(row.record, field)) for row in rows if row.record.kind == kind]
         shown = [(row, level) for row, level in shown if level is not None]
@@ -40,7 +38,7 @@ def sqnr_figure(rows: Sequence[LayerRow]) -> dict[str, Any] | None:
                 name=name,
                 hoverinfo="text",
             )
-    return _plain(figure) if figure.data else None
+    return plain(figure) if figure.data else None
 
 
 def histogram_figure(record: PlacementRecord) -> dict[str, Any]:
@@ -54,14 +52,14 @@ def histogram_figure(record: PlacementRecord) -> dict[str, Any]:
     if record.histogram is None:
         raise ValueError(f"{record.placement} has no histogram")
     colour = "var(--quantized)" if record.kind == "activation" else "var(--float)"
-    layout = _layout(xaxis_title="value", yaxis_title="count", bargap=0, showlegend=False)
+    layout = base_layout(xaxis_title="value", yaxis_title="count", bargap=0, showlegend=False)
     layout["yaxis"] = {**layout["yaxis"], "type": "log", "dtick": 1}
     low, high = record.clipping or (None, None)
     if low is not None and high is not None:
         layout |= _clipping(record.histogram, (low, high))
         layout["xaxis"] = {**layout["xaxis"], "range": _span(record.histogram, (low, high))}
     bars = {**_bins(record.histogram), "type": "bar", "marker": {"color": colour, "line": {"width": 0}}}
-    return _plain(go.Figure(data=[bars], layout=layout))
+    return plain(go.Figure(data=[bars], layout=layout))
 
 
 def plotly_script() -> str:
@@ -71,12 +69,14 @@ def plotly_script() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode("ascii")
 
 
-def _plain(figure: Any) -> dict[str, Any]:
+def plain(figure: Any) -> dict[str, Any]:
+    """A figure as JSON, without Plotly's own theme."""
     layout = {name: value for name, value in figure.layout.to_plotly_json().items() if name != "template"}
     return {"data": [trace.to_plotly_json() for trace in figure.data], "layout": layout}
 
 
-def _layout(**more: Any) -> dict[str, Any]:
+def base_layout(**more: Any) -> dict[str, Any]:
+    """The layout of every chart, in the colours of the page."""
     axis = {"gridcolor": "var(--line)", "zerolinecolor": "var(--line)", "linecolor": "var(--line)", "ticks": "outside"}
     return {
         "paper_bgcolor": "rgba(0,0,0,0)",
@@ -129,6 +129,4 @@ def _short(value: float) -> float:
 
 
 def _label(record: PlacementRecord) -> str:
-    name = record.module or record.tensor
-    half = _LABEL_LENGTH // 2
-    return html.escape(name if len(name) <= _LABEL_LENGTH else f"{name[:half]}…{name[-half:]}")
+    return html.escape(shortened(record.module or record.tensor))

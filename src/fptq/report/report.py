@@ -22,6 +22,7 @@ from fptq.report.records import (
     Record,
     Variant,
 )
+from fptq.report.search import Search, Sensitivity, Tried
 from fptq.report.tensors import PlacementRecord
 
 SCHEMA_VERSION: Final = 1
@@ -53,6 +54,9 @@ class Report(Record):
         rewrites: What was changed in the model before quantizing, one line each.
         warnings: What the user should know before trusting the numbers, one line each.
         pictures: Slices of volumes, side by side.
+        sensitivity: Which layer hurts, and what each became; null where it was not analysed.
+        search: The mixes of precisions that were searched; null where there was no search.
+        tried: What was tried to lower the error, in that order.
         seed: Seed of everything random.
         command: The command, or the Python call, that reproduces it.
     """
@@ -78,6 +82,9 @@ class Report(Record):
     rewrites: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    sensitivity: Sensitivity | None = None
+    search: Search | None = None
+    tried: tuple[Tried, ...] = ()
     seed: int
     command: str
 

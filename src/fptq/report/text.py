@@ -161,6 +161,64 @@ def p95_ms(variant: Variant | None) -> float | None:
     return variant.latency_ms.p95 if variant and variant.latency_ms else None
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "node", "nodes"), counted(1200, "node", "nodes")
+    ('1 node', '1,200 nodes')
+    """
+    return f"{count:,} {one if count == 1 else many}"
+
+
+def shortened(name: str, length: int = 60) -> str:
+    """A name that is too long without its middle.
+
+    >>> shortened("encoder.block.conv", 9)
+    'enco…conv'
+    """
+    half = length // 2
+    return name if len(name) <= length else f"{name[:half]}…{name[-half:]}"
+
+
+def precision(name: str) -> str:
+    """A format in words: 8 bits on both sides are what everyone calls int8.
+
+    >>> precision("w8a8"), precision("w4a8")
+    ('int8', 'w4a8')
+    """
+    return {"w8a8": "int8"}.get(name, name)
+
+
+def cost(name: str, value: float | None) -> str:
+    """A cost with its unit.
+
+    >>> cost("size", 2_240_000), cost("latency", 158.2), cost("bops", 3.1e12)
+    ('2.24 MB', '158 ms', '3,100 GBOPs')
+    """
+    if value is None:
+        return DASH
+    match name:
+        case "size":
+            return f"{number(value / 1e6)} MB"
+        case "latency":
+            return f"{number(value)} ms"
+        case "bops":
+            return f"{number(value / 1e9)} GBOPs"
+        case _:
+            return number(value)
+
+
+def loss(value: float | None, objective: str) -> str:
+    """A loss as it is shown: the output SQNR [dB] of a squared one, a divergence [nats] as it is.
+
+    >>> loss(0.001, "squared"), loss(0.0, "squared"), loss(0.001, "kl")
+    ('30.0', '∞', '0.00100')
+    """
+    if value is None or objective == "kl":
+        return number(value)
+    return decibels(-10 * math.log10(value)) if value > 0 else "∞"
+
+
 def _signed(text: str) -> str:
     if not any(digit in text for digit in "123456789"):  # -0.0000 is 0
         return text.removeprefix("-")

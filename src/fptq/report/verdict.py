@@ -7,6 +7,7 @@ from typing import Literal
 from fptq.report.records import Drop
 from fptq.report.report import Report
 from fptq.report.text import decibels, difference, ends, enumeration, ratio, score
+from fptq.report.tradeoff import mix
 
 NOISE = 0.02
 """Two latencies within this share of each other count as equal."""
@@ -17,11 +18,11 @@ _ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "simulated": 
 
 
 def verdict(report: Report) -> str:
-    """What quantizing brought and what it cost; what was not measured is left out."""
+    """What quantizing brought, what the layers became and what it cost; what was not measured is left out."""
     claims = [claim for claim in (_speed_claim(report), _size_claim(report), _agreement_claim(report)) if claim]
     sentences = [f"On {engine_title(report)} the quantized network {enumeration(claims)}."] if claims else []
-    quality = _quality_claim(report)
-    return " ".join([*sentences, f"{quality}."] if quality else sentences) or "Nothing was measured."
+    sentences += [f"{said}." for said in (mix(report), _quality_claim(report)) if said]
+    return " ".join(sentences) or "Nothing was measured."
 
 
 def tone(report: Report) -> Tone:

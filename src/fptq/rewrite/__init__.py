@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from fptq.graph.gemm import matmul_add_to_gemm
 from fptq.graph.model import Model
-from fptq.rewrite.bias import corrected_biases, measured_biases
+from fptq.rewrite.bias import corrected_biases, input_means, measured_biases, shifted_biases
 from fptq.rewrite.equalize import equalized
 from fptq.rewrite.smooth import smoothed
 from fptq.rewrite.space_to_depth import space_to_depth_stem
@@ -21,8 +21,10 @@ __all__ = [
     "PASSES",
     "corrected_biases",
     "equalized",
+    "input_means",
     "matmul_add_to_gemm",
     "measured_biases",
+    "shifted_biases",
     "smoothed",
     "space_to_depth_stem",
 ]

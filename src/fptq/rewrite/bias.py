@@ -9,7 +9,7 @@ Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bia
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -53,10 +53,29 @@ def corrected_biases(model: Model, encoding: Encoding, feeds: Iterable[Feeds]) -
         encoding: Gives the weights' codes.
         feeds: A few samples, for the mean of each input channel.
     """
+    return shifted_biases(model, encoding, input_means(model, encoding, feeds))
+
+
+def input_means(model: Model, encoding: Encoding, feeds: Iterable[Feeds]) -> Mapping[str, Array]:
+    """The mean of each channel of what the layers read whose biases can be corrected, f64[C] by value name.
+
+    It belongs to the float network: encodings of fewer layers or other widths need no other one.
+    """
+    axes = {layer.source: 1 for layer in _layers(model, encoding)}
+    return channel_means(model, axes, feeds) if axes else {}
+
+
+def shifted_biases(model: Model, encoding: Encoding, means: Mapping[str, Array]) -> Model | None:
+    """What `corrected_biases` gives, from means that are known.
+
+    Args:
+        model: The float network of the encoding.
+        encoding: Gives the weights' codes.
+        means: Of at least what the encoding's layers read; see `input_means`.
+    """
     layers = tuple(_layers(model, encoding))
     if not layers:
         return None
-    means = channel_means(model, {layer.source: 1 for layer in layers}, feeds)
     changed = model.clone()
     for layer in layers:
         _write(changed, layer, _shift(model, encoding, layer, means))
@@ -166,7 +185,7 @@ def _centred(node: ir.Node) -> bool:
     return reader is not None and reader.op_type == "InstanceNormalization"
 
 
-def _shift(model: Model, encoding: Encoding, layer: _Layer, means: dict[str, Array]) -> Array:
+def _shift(model: Model, encoding: Encoding, layer: _Layer, means: Mapping[str, Array]) -> Array:
     """Mean shift of each output channel, f64[C_out]."""
     weight = query.constant(model.graph.initializers[layer.weight.value])
     assert weight is not None

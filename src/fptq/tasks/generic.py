@@ -14,8 +14,10 @@ from fptq.tasks.base import Score, Scores
 from fptq.types import Runner
 
 Metric = Callable[[Callable[..., Any]], Any]
-"""Called with a function that takes what the model takes and returns what the model returns; returns a number or a
-mapping of names to numbers."""
+"""Called with a function that takes what the model takes and returns what the model returns; returns a number, or one
+number for each sample, or a mapping of names to these."""
+
+_LISTED = 200
 
 
 def by_name(runner: Runner) -> Callable[..., Any]:
@@ -56,22 +58,33 @@ class MetricTask:
         named = result if isinstance(result, Mapping) else {self._name: result}
         if not named:
             raise MetricError(f"{self._name} returned an empty mapping", rule="a metric returns at least one number")
-        return Scores(entries=tuple(self._score(str(name), value) for name, value in named.items()))
+        entries = tuple(self._score(str(name), value) for name, value in named.items())
+        count = max(len(entry.cases) for entry in entries)
+        # Names are for the report's table of cases, which nobody reads beyond a few.
+        return Scores(entries=entries, cases=tuple(map(str, range(count))) if count <= _LISTED else ())
 
     def _score(self, name: str, value: object) -> Score:
+        better = self.higher_is_better
+        up = better.get(name, True) if isinstance(better, Mapping) else better
+        if isinstance(value, list | tuple | np.ndarray) and np.ndim(value) == 1 and len(value):
+            cases = tuple(self._number(f"{name}[{i}]", one) for i, one in enumerate(value))
+            return Score(name=name, value=math.fsum(cases) / len(cases), higher_is_better=up, cases=cases)
+        return Score(name=name, value=self._number(name, value), higher_is_better=up)
+
+    def _number(self, name: str, value: object) -> float:
         if not isinstance(value, int | float | np.integer | np.floating) or isinstance(value, bool):
             kind = f"{type(value).__module__}.{type(value).__name__}"
             has_item = callable(getattr(value, "item", None))
             raise MetricError(
                 f"{self._name} returned {name} = a {kind}",
-                rule="a metric returns a number or a mapping of names to numbers",
-                remedy="Return value.item()" if has_item else "Return a float",
+                rule="a metric returns a number, a list of one for each sample, or a mapping of names to these",
+                remedy="Return value.item(), or value.tolist() for one number per sample"
+                if has_item
+                else "Return a float",
             )
         if not math.isfinite(value):
             raise MetricError(f"{self._name} returned {name} = {value}", rule="a metric is a finite number")
-        better = self.higher_is_better
-        up = better.get(name, True) if isinstance(better, Mapping) else better
-        return Score(name=name, value=float(value), higher_is_better=up)
+        return float(value)
 
     @property
     def _name(self) -> str:

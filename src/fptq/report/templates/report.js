@@ -99,10 +99,13 @@ function drawHistogram() {
   draw("histogram", figure);
 }
 
+function drawFigures() {
+  for (const [id, figure] of Object.entries(charts.figures)) if (figure) draw(id, figure);
+}
+
 function drawAll() {
-  if (!tensors) return;
-  draw("sqnr", charts.sqnr);
-  drawHistogram();
+  drawFigures();
+  if (tensors) drawHistogram();
 }
 
 async function loadPlotly() {
@@ -147,9 +150,9 @@ addEventListener("beforeprint", () => { root.classList.add("printing"); drawAll(
 addEventListener("afterprint", () => { root.classList.remove("printing"); drawAll(); });
 
 loadPlotly().catch((error) => { root.dataset.errors = `${root.dataset.errors || ""}charts: ${error}; `; }).then(() => {
+  drawFigures();
   if (tensors) {
     choose(Number(byId("layer").value));
-    draw("sqnr", charts.sqnr);
     byId("sqnr")?.on?.("plotly_click", ({ points }) => choose(points[0].x - 1));
   }
   root.dataset.ready = "true";

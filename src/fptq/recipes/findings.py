@@ -1,0 +1,73 @@
+"""What a search found, as the report keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from fptq.recipes.mixed import Mix, Point
+from fptq.recipes.refine import Tried
+from fptq.recipes.sensitivity import SensitivityTable, sensitivity_table
+from fptq.report import search as records
+from fptq.types import Progress, silent
+
+
+def sensitivity_record(mix: Mix, *, progress: Progress = silent) -> records.Sensitivity:
+    """How much every layer hurts in every format, and what it became."""
+    precisions = {unit.name: precision for unit, precision, _ in mix.decisions()}
+    return recorded(sensitivity_table(mix.study, mix.found, progress), precisions)
+
+
+def recorded(table: SensitivityTable, precisions: Mapping[str, str]) -> records.Sensitivity:
+    """A table of sensitivities as a record.
+
+    Args:
+        table: The table.
+        precisions: What layers became, by their names.
+    """
+    return records.Sensitivity(
+        objective=table.objective,
+        method=table.method,
+        samples=table.samples,
+        formats=table.formats,
+        compared=table.compared,
+        rows=tuple(records.SensitivityRow(**vars(row), precision=precisions.get(row.layer, "")) for row in table.rows),
+    )
+
+
+def tried_records(tried: Iterable[Tried]) -> tuple[records.Tried, ...]:
+    """What was tried to lower the output error, and what it brought."""
+    return tuple(records.Tried(**vars(one)) for one in tried)
+
+
+def search_record(mix: Mix) -> records.Search:
+    """The limits, and every point that was looked at."""
+    controlled = mix.budget.max_drop is not None
+    return records.Search(
+        objective=mix.found.objective.value,
+        cost=mix.cost,
+        limits=mix.limits,
+        float_costs=mix.float_costs,
+        points=tuple(_point(mix, point) for point in mix.points),
+        max_drop=mix.budget.max_drop,
+        confidence=mix.confidence if controlled else None,
+        metric=mix.metric,
+        evaluations=mix.evaluations,
+        complete=mix.complete,
+        emulated=mix.emulated,
+        notes=mix.notes,
+    )
+
+
+def _point(mix: Mix, point: Point) -> records.Point:
+    verdict = point.verdict
+    return records.Point(
+        costs=point.assignment.costs,
+        predicted=point.assignment.loss,
+        verified=point.verified,
+        drop=verdict.drop if verdict else None,
+        upper=verdict.upper if verdict else None,
+        passes=verdict.passes if verdict else None,
+        layers=mix.layers(point),
+        peak_activations=point.peak_activations,
+        chosen=point is mix.chosen,
+    )

@@ -1,0 +1,78 @@
+"""What a layer may become, as users write it: "w4a8", "w4a8/tensor", "w4a8/block32"."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from fptq.engines.cpu import safe_weight_bits
+from fptq.errors import ConfigError
+from fptq.numerics import PerBlock, PerChannel, PerTensor, QuantizerSpec
+from fptq.plan import Plan
+
+_FORMAT = re.compile(r"w(\d+)a(\d+)(?:/(tensor|channel|block(\d+)))?")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """Widths of a layer, and what shares a scale in its weights.
+
+    Attributes:
+        weights: Bits of weights, 2 to 16.
+        activations: Bits of activations, 2 to 16.
+        sharing: "", "tensor", "channel" or "block"; empty: as the recipe says.
+        block: Weights in a row of input channels that share a scale, where `sharing` is "block".
+    """
+
+    weights: int
+    activations: int
+    sharing: str = ""
+    block: int = 0
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        """A format from its name.
+
+        >>> Format.parse("w4a8")
+        Format(weights=4, activations=8, sharing='', block=0)
+        >>> Format.parse("w4a8/block32").block
+        32
+
+        Raises:
+            ConfigError: It is none.
+        """
+        match = _FORMAT.fullmatch(name)
+        if match is None or not all(2 <= int(bits) <= 16 for bits in match.group(1, 2)) or match[4] in ("0", "1"):
+            raise ConfigError(
+                f"{name!r} is not a format",
+                rule="w4a8 means 4-bit weights and 8-bit activations, 2 to 16 bits",
+                remedy="Behind it may stand /tensor, /channel or /block32: weights that share a scale",
+            )
+        sharing = "block" if match[4] else match[3] or ""
+        return cls(weights=int(match[1]), activations=int(match[2]), sharing=sharing, block=int(match[4] or 0))
+
+    @property
+    def width(self) -> int:
+        """Bits of both, to sort by."""
+        return self.weights + self.activations
+
+    @property
+    def emulated(self) -> bool:
+        """Whether engines have no integer kernels for it: its codes live in a wider container, or it runs in float."""
+        return (self.weights, self.activations) != (8, 8) or self.sharing == "block"
+
+    def plan(self, plan: Plan) -> Plan:
+        """A plan with these widths, on a processor whose products may saturate."""
+        bits = safe_weight_bits(self.weights)
+        widened = plan.with_bits({p: bits if p in plan.weights else self.activations for p in plan.specs})
+        return widened.with_specs({p: self._shared(widened.specs[p]) for p in widened.weights})
+
+    def _shared(self, spec: QuantizerSpec) -> QuantizerSpec:
+        match self.sharing, spec.granularity:
+            case "tensor", _:
+                return spec.with_granularity(PerTensor())
+            case "block", PerChannel(axis=axis):
+                # Input channels are beside output channels in every layout of a weight.
+                return spec.with_granularity(PerBlock(axis=1 - axis if axis < 2 else axis - 1, size=self.block))
+        return spec

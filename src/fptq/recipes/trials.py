@@ -1,0 +1,88 @@
+"""Candidates and encodings, measured on the engine: time for the gate, output error for what may lower it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fptq.calibrate import Statistics
+from fptq.engines import CompileOptions, Engine, Session
+from fptq.graph.model import Model
+from fptq.graph.write import save
+from fptq.plan import Encoding, materialize
+from fptq.recipes.problem import Problem
+from fptq.recipes.refine import EFFORTS
+from fptq.search import Candidates, Gate, Outcome
+from fptq.tasks import compare
+from fptq.types import Feeds, Progress
+
+_JUDGES = 3
+"""Held-out samples that judge the gate's candidates."""
+_REMEMBERED = 64_000_000
+"""Bytes of float outputs that are kept for the next comparison: beyond, the float network runs again."""
+
+
+@dataclass(kw_only=True)
+class Trials:
+    """Measures candidates and encodings on the engine.
+
+    Attributes:
+        problem: The float network and its held-out samples.
+        engine: The engine.
+        folder: For the files that are compiled.
+    """
+
+    problem: Problem
+    engine: Engine
+    folder: Path
+    _reference: _Reference | None = None
+
+    def gate(self, candidates: Candidates, statistics: Statistics, progress: Progress) -> Outcome:
+        """The placement that pays."""
+        return Gate(
+            engine=self.engine,
+            float_model=self.problem.model,
+            candidates=candidates,
+            statistics=statistics,
+            samples=self.problem.held_out[:_JUDGES],
+            folder=self.folder,
+            threads=self.problem.threads,
+            seconds=self.problem.recipe.gate_seconds / 4,
+            progress=progress,
+        ).choose()
+
+    def sqnr(self, model: Model, encoding: Encoding) -> float:
+        """Output SQNR against the float network, on held-out samples [dB]."""
+        if self._reference is None:
+            self._reference = _Reference(session=self._session(self.problem.model, "float"))
+        session = self._session(materialize(model, encoding), "judged")
+        judges = EFFORTS[self.problem.recipe.recipe].judges
+        return compare(self._reference, session, self.problem.held_out[:judges]).sqnr_db
+
+    def _session(self, model: Model, name: str) -> Session:
+        """A session; the file of an older one of that name is replaced, which is over by then."""
+        path = self.folder / f"{name}.onnx"
+        save(model, path)
+        return self.engine.compile(path, CompileOptions(threads=self.problem.threads))
+
+
+@dataclass(kw_only=True)
+class _Reference:
+    """The float network on the engine, which need not run again on a sample while its outputs are small.
+
+    Samples are known by identity: they are those of the problem, which outlives this.
+    """
+
+    session: Session
+    _outputs: dict[int, Feeds] = field(default_factory=dict)
+    _bytes: int = 0
+
+    def __call__(self, feeds: Feeds) -> Feeds:
+        if id(feeds) in self._outputs:
+            return self._outputs[id(feeds)]
+        outputs = self.session(feeds)
+        size = sum(array.nbytes for array in outputs.values())
+        if self._bytes + size <= _REMEMBERED:
+            self._bytes += size
+            self._outputs[id(feeds)] = outputs
+        return outputs
