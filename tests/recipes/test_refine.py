@@ -21,7 +21,7 @@ from fptq.plan import PROFILES, materialize, place
 from fptq.plan.encoding import Encoding
 from fptq.recipes import refine as refining
 from fptq.recipes.problem import Problem
-from fptq.recipes.refine import MARGIN, Refined, refine
+from fptq.recipes.refine import MARGIN, Refined, refine, unrefined
 from fptq.rewrite.channels import channel_means
 
 ENGINE = "onnxruntime"
@@ -61,7 +61,8 @@ def refined(
     plan = place(model, profile, profile.variants[0])
     names = ("lp", "minmax") if recipe.observer == "auto" else (recipe.observer,)
     statistics = collect(model, needed(plan, [observer(name) for name in names]), problem.calibration)
-    return refine(model, plan, statistics, problem=problem, score=score)
+    start = unrefined(model, plan, statistics=statistics, recipe=recipe)
+    return refine(start, problem=problem, score=score)
 
 
 def rising(step: float) -> Callable[[Model, Encoding], float]:
@@ -143,18 +144,32 @@ def test_options_that_name_a_choice_win(pair_net, tmp_path) -> None:
     assert found.observers == ("percentile", "lp")
 
 
-def test_of_several_alphas_the_best_one_is_kept(net, tmp_path) -> None:
+@pytest.fixture
+def norm_net(net) -> Model:
+    """A norm that can be smoothed."""
     n = net((1, 4, 8, 8))
     n("LayerNormalization", n.stored(8, scale=1.0), n.stored(8), axis=-1)
     n("MatMul", n.stored(8, 8))
     n("Relu")
     n("MatMul", n.stored(8, 4))
-    after = iter([30.0, 20.0, 20.0, 31.0, 33.0, 32.0, *[0.0] * 9])
-    found = refined(n.model(), lambda model, encoding: next(after), tmp_path, recipe="best")
+    return n.model()
+
+
+@pytest.mark.parametrize(
+    ("count", "scores"),
+    [
+        (6, [31.0, 33.0, 32.0]),
+        (20, [34.0, 31.0, 31.5, 33.0, 29.0]),  # those that help on a few samples are judged again on all
+    ],
+)
+def test_of_several_alphas_the_best_one_is_kept(norm_net, tmp_path, count: int, scores: list[float]) -> None:
+    after = iter([30.0, 20.0, 20.0, *scores])
+    found = refined(norm_net, lambda model, encoding: next(after), tmp_path, count=count, recipe="best")
     smoothing = [one for one in found.tried if one.name.startswith("smoothing")]
     assert [one.name for one in smoothing] == ["smoothing, alpha 0.25", "smoothing, alpha 0.5", "smoothing, alpha 0.75"]
     assert [one.kept for one in smoothing] == [False, True, False]
     assert {one.before_db for one in smoothing} == {30.0}
+    assert len(found.statistics.samples) == count
     assert found.encoding.rewrites == ("smoothing, alpha 0.5: output SQNR 30.00 -> 33.00 dB on held-out samples",)
 
 

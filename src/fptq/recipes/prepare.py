@@ -21,7 +21,7 @@ from fptq.plan.encoding import Encoding, plan_from_json, plan_to_json
 from fptq.plan.plan import Plan
 from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
 from fptq.recipes.problem import Problem
-from fptq.recipes.refine import Tried, refine
+from fptq.recipes.refine import Tried, refine, unrefined
 from fptq.recipes.trials import Trials
 from fptq.rewrite import PASSES
 from fptq.search import Candidates, Outcome
@@ -87,7 +87,8 @@ def prepare(problem: Problem, engine: Engine, *, progress: Progress = silent) ->
         if replayed is None and recipe.gate == "measured":
             outcome = table.gate(candidates, statistics, progress)
         plan = outcome.candidate.encoding.plan if outcome else replayed or _unmeasured(candidates, statistics)
-        found = refine(model, plan, statistics, problem=problem, score=table.sqnr, progress=progress)
+        first = unrefined(model, plan, statistics=statistics, recipe=recipe)
+        found = refine(first, problem=problem, score=table.sqnr, progress=progress)
     return Prepared(
         engine=engine,
         float_model=found.model,

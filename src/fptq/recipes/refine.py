@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from fptq.calibrate import Statistics, collect, needed, solve
+from fptq.config import Recipe
 from fptq.errors import ParityError
 from fptq.graph.model import Model
 from fptq.graph.parity import check_parity, graph_reference
@@ -88,22 +89,30 @@ class Effort:
     steps: tuple[Callable[[_Bench], None], ...]
 
 
-def refine(
-    model: Model, plan: Plan, statistics: Statistics, *, problem: Problem, score: Score, progress: Progress = silent
-) -> Refined:
-    """The numbers of a plan, and the rewrites under them, that lose least of the network's output.
+def unrefined(model: Model, plan: Plan, *, statistics: Statistics, recipe: Recipe) -> Refined:
+    """A plan with the numbers of the recipe's first observers.
 
     Args:
         model: The float network that the plan was made for.
-        plan: What becomes what; it stays.
-        statistics: What calibration found for the plan and all observers that are compared.
+        plan: What becomes what.
+        statistics: What calibration found for the plan and all observers that `refine` is to compare.
+        recipe: Its observers.
+    """
+    pair = first_pair(recipe)
+    encoding = solve(model, plan, statistics, options=calibration_options(recipe, pair))
+    return Refined(model=model, exact=model, encoding=encoding, statistics=statistics, observers=pair)
+
+
+def refine(start: Refined, *, problem: Problem, score: Score, progress: Progress = silent) -> Refined:
+    """The numbers of a plan, and the rewrites under them, that lose least of the network's output.
+
+    Args:
+        start: What is refined; its plan stays.
         problem: The samples, and the recipe: it says how much is tried.
         score: Judges an encoding.
         progress: Told about calibrations and measurements.
     """
-    pair, effort = first_pair(problem.recipe), EFFORTS[problem.recipe.recipe]
-    encoding = solve(model, plan, statistics, options=calibration_options(problem.recipe, pair))
-    start = Refined(model=model, exact=model, encoding=encoding, statistics=statistics, observers=pair)
+    effort = EFFORTS[problem.recipe.recipe]
     if not effort.steps:
         return start
     bench = _Bench(problem=problem, effort=effort, score=score, progress=progress, best=start)
@@ -130,21 +139,19 @@ class _Bench:
 
     def contest(self, candidates: Iterable[tuple[str, Refined]]) -> None:
         """Replace the best by the best of these, if that gains enough."""
-        before, winner = self.best_db, self.best
+        before, winner, leader, most = self.best_db, self.best, "", self.best_db + MARGIN
         scores: dict[str, float] = {}
-        leader = ""
         for name, candidate in candidates:
             scores[name] = self.score(candidate.model, candidate.encoding)
-            if scores[name] > max(before + MARGIN, scores.get(leader, -math.inf)):
-                leader, winner = name, candidate
-        if leader:
-            winner, scores[leader] = self._on_all_samples(winner, scores[leader])
+            if scores[name] > before + MARGIN:
+                candidate, scores[name] = self._on_all_samples(candidate, scores[name])
+            if scores[name] > most:
+                winner, leader, most = candidate, name, scores[name]
         for name, after in scores.items():
-            kept = name == leader and after > before + MARGIN
-            self.tried.append(Tried(name=name, before_db=before, after_db=after, kept=kept))
-            if kept:
-                note = f"{name}: output SQNR {before:.2f} -> {after:.2f} dB on held-out samples"
-                self.best, self.best_db = _noted(winner, self.best, note), after
+            self.tried.append(Tried(name=name, before_db=before, after_db=after, kept=name == leader))
+        if leader:
+            note = f"{leader}: output SQNR {before:.2f} -> {most:.2f} dB on held-out samples"
+            self.best, self.best_db = _noted(winner, self.best, note), most
 
     def rewritten(self, name: str, model: Model) -> Iterator[tuple[str, Refined]]:
         """A rewritten network with numbers from a few samples; none where it is not the same network any more."""

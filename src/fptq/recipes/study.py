@@ -25,7 +25,7 @@ from fptq.recipes.formats import Format
 from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
 from fptq.recipes.prepare import policy_of, rewritten
 from fptq.recipes.problem import Problem
-from fptq.recipes.refine import Tried, refine
+from fptq.recipes.refine import Tried, refine, unrefined
 from fptq.recipes.trials import Trials
 from fptq.rewrite import input_means, shifted_biases
 from fptq.types import Array, Feeds, Progress
@@ -196,7 +196,8 @@ def refined_study(problem: Problem, engine: Engine, formats: Sequence[str], prog
     with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
         score = Trials(problem=problem, engine=engine, folder=Path(folder)).sqnr
         plan = widest.plan(placed.plan)
-        found = refine(placed.model, plan, placed.statistics, problem=problem, score=score, progress=progress)
+        first = unrefined(placed.model, plan, statistics=placed.statistics, recipe=problem.recipe)
+        found = refine(first, problem=problem, score=score, progress=progress)
     study = placed.study(problem, formats, found.exact, found.statistics, found.observers)
     corrected = found.model is not found.exact
     means = input_means(found.exact, found.encoding, study.samples[:_MEANS]) if corrected else None
