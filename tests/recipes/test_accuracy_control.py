@@ -135,7 +135,7 @@ def test_quantize_takes_the_same_limits_and_saves_a_folder_that_runs(given, tmp_
     drop = result.report.drops[0]
     assert drop.value <= 0.05
     assert any("emulated" in warning for warning in result.report.warnings)
-    kept = {name: options[name] for name in ("calibration", "cache", "threads", "engine")}
+    kept = {name: options[name] for name in ("calibration", "cache", "threads")}
     replayed = fptq.quantize(model, plan=tmp_path / "out" / "plan.json", **kept)
     assert replayed.encoding.plan.specs == result.encoding.plan.specs
 

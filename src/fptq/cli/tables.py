@@ -100,7 +100,7 @@ def search(found: SearchResult, path: Path) -> Iterator[RenderableType]:
         _add(table, "chosen" if point.chosen else "", layers, *costs, *losses, *drops)
     yield table
     yield from (f"note: {note}" for note in found.notes)
-    yield f"plan: {path}; use it with fptq quantize --plan {path} --engine {found.engine}"
+    yield f"plan for {found.engine}: {path}; use it with fptq quantize --plan {path}"
 
 
 def _loss(loss: float | None, *, squared: bool) -> str:

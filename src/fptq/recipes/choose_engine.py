@@ -15,19 +15,22 @@ from fptq.errors import EngineError, MissingExtra
 from fptq.feeds import Part
 from fptq.graph.write import save
 from fptq.plan import materialize
+from fptq.recipes.prepare import plan_of
 from fptq.recipes.problem import Problem
 from fptq.recipes.study import open_study
 from fptq.types import Progress
 
 
 def engines_to_try(recipe: Recipe) -> Sequence[Engine]:
-    """The engines that a recipe allows and that are installed.
+    """The engines that a recipe allows and that are installed; the one of its plan, where it has one.
 
     Raises:
         MissingExtra: The engine that was asked for, or every engine, is not installed.
     """
     if recipe.engine != "auto":
         return (engine_named(recipe.engine),)
+    if recipe.plan is not None:
+        return (engine_named(plan_of(recipe.plan).engine),)
     found = [ENGINES[name] for name in DEPLOYABLE if ENGINES[name].version() is not None]
     if not found:
         raise MissingExtra("openvino", extra="openvino", purpose="Running a quantized network")

@@ -63,8 +63,29 @@ class Prepared:
     mix: Mix | None = None
 
 
-def prepare(problem: Problem, engine: Engine, *, progress: Progress = silent) -> Prepared:
-    """Quantize for one engine.
+@dataclass(frozen=True, kw_only=True)
+class Placed:
+    """A network with a placement for one engine, before its numbers are refined.
+
+    Attributes:
+        engine: The engine.
+        model: The float network, rewritten for it.
+        plan: Where quantizers stand.
+        statistics: What calibration found.
+        outcome: What the gate measured; None where it was off or a plan was replayed.
+        calibration_s: Seconds of the pass over the samples.
+    """
+
+    engine: Engine
+    model: Model
+    plan: Plan
+    statistics: Statistics
+    outcome: Outcome | None
+    calibration_s: float
+
+
+def placed(problem: Problem, engine: Engine, *, progress: Progress = silent) -> Placed:
+    """Calibrate, and place what pays on one engine.
 
     Args:
         problem: The network and its samples.
@@ -80,25 +101,42 @@ def prepare(problem: Problem, engine: Engine, *, progress: Progress = silent) ->
     asked = candidates.statistics_needed(others) if replayed is None else needed(replayed, [options.observer, *others])
     start = time.perf_counter()
     statistics = collect(model, asked, problem.calibration, options=options.run, store=problem.store, progress=progress)
-    calibration_s = time.perf_counter() - start
-    with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
-        table = Trials(problem=problem, engine=engine, folder=Path(folder))
-        outcome = None
-        if replayed is None and recipe.gate == "measured":
-            outcome = table.gate(candidates, statistics, progress)
-        plan = outcome.candidate.encoding.plan if outcome else replayed or _unmeasured(candidates, statistics)
-        first = unrefined(model, plan, statistics=statistics, recipe=recipe)
-        found = refine(first, problem=problem, score=table.sqnr, progress=progress)
-    return Prepared(
+    calibration_s, outcome = time.perf_counter() - start, None
+    if replayed is None and recipe.gate == "measured":
+        with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
+            outcome = Trials(problem=problem, engine=engine, folder=Path(folder)).gate(candidates, statistics, progress)
+    return Placed(
         engine=engine,
+        model=model,
+        plan=outcome.candidate.encoding.plan if outcome else replayed or _unmeasured(candidates, statistics),
+        statistics=statistics,
+        outcome=outcome,
+        calibration_s=calibration_s,
+    )
+
+
+def prepare(problem: Problem, given: Placed, *, progress: Progress = silent) -> Prepared:
+    """Find the numbers of a placement, and what lowers its output error.
+
+    Args:
+        problem: The network and its samples.
+        given: The placement.
+        progress: Told about the trials.
+    """
+    with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
+        trials = Trials(problem=problem, engine=given.engine, folder=Path(folder))
+        first = unrefined(given.model, given.plan, statistics=given.statistics, recipe=problem.recipe)
+        found = refine(first, problem=problem, score=trials.sqnr, progress=progress)
+    return Prepared(
+        engine=given.engine,
         float_model=found.model,
         encoding=found.encoding,
         model=materialize(found.model, found.encoding),
         statistics=found.statistics,
-        outcome=outcome,
+        outcome=given.outcome,
         tried=found.tried,
         observers=found.observers,
-        calibration_s=calibration_s,
+        calibration_s=given.calibration_s,
     )
 
 
@@ -140,18 +178,27 @@ def _replayed(recipe: Recipe, engine: Engine) -> Plan | None:
     """The plan of a `plan.json`, for the engine that it was made for."""
     if recipe.plan is None:
         return None
-    try:
-        document: Mapping[str, Any] = json.loads(recipe.plan.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{recipe.plan} is not a readable plan: {error}") from error
-    if not isinstance(document, Mapping) or document.get("format") != _PLAN_FORMAT:
-        raise ConfigError(f"{recipe.plan} is not a plan", rule=f"its format is {_PLAN_FORMAT}")
-    plan = plan_from_json(document)
+    plan = plan_of(recipe.plan)
     if plan.engine != engine.name:
         raise ConfigError(
             f"{recipe.plan} was made for {plan.engine}, not for {engine.name}", remedy=f"Use --engine {plan.engine}"
         )
     return plan
+
+
+def plan_of(path: Path) -> Plan:
+    """The plan of a `plan.json`.
+
+    Raises:
+        ConfigError: It is none, or cannot be read.
+    """
+    try:
+        document: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is not a readable plan: {error}") from error
+    if not isinstance(document, Mapping) or document.get("format") != _PLAN_FORMAT:
+        raise ConfigError(f"{path} is not a plan", rule=f"its format is {_PLAN_FORMAT}")
+    return plan_from_json(document)
 
 
 def rewritten(problem: Problem, names: Iterable[str]) -> Model:

@@ -15,7 +15,7 @@ from fptq.errors import ConfigError, EngineError
 from fptq.recipes.choose_engine import engines_to_try, one_engine
 from fptq.recipes.evidence import judge
 from fptq.recipes.mixed import find_mix
-from fptq.recipes.prepare import Prepared, prepare
+from fptq.recipes.prepare import Placed, Prepared, placed, prepare
 from fptq.recipes.problem import Problem, open_scored
 from fptq.recipes.result import Result
 from fptq.tasks import Task
@@ -95,28 +95,34 @@ def _for_best_engine(problem: Problem, progress: Progress) -> tuple[Prepared, st
     """The network on the engine where it is fastest, and why it is that one."""
     engines = engines_to_try(problem.recipe)
     if len(engines) == 1:
-        asked = problem.recipe.engine != "auto"
-        prepared = prepare(problem, engines[0], progress=progress)
+        given = placed(problem, engines[0], progress=progress)
+        prepared = prepare(problem, given, progress=progress)
         prepared = replace(prepared, warnings=tuple(_better_elsewhere(problem, prepared, progress)))
-        return prepared, "asked for" if asked else "the only one installed"
+        return prepared, _the_only_one(problem.recipe)
     if problem.recipe.gate == "off":
         raise ConfigError(
             "engine=auto with gate=off", rule="engines are compared by measuring", remedy="Name an engine"
         )
-    made: dict[str, tuple[Prepared, float]] = {}
+    made: dict[str, tuple[Placed, float]] = {}
     for engine in engines:
         try:
-            prepared = prepare(problem, engine, progress=progress)
+            given = placed(problem, engine, progress=progress)
         except EngineError as error:
             _LOG.warning("%s is left out: %s", engine.name, error)
             continue
-        assert prepared.outcome is not None
-        made[engine.name] = prepared, prepared.outcome.latency_ms
+        assert given.outcome is not None
+        made[engine.name] = given, given.outcome.latency_ms
     if not made:
         raise EngineError("no installed engine runs this network", remedy="Try --engine NAME to see why")
     best = min(made, key=lambda name: made[name][1])
     times = ", ".join(f"{name} {latency:.3g} ms" for name, (_, latency) in made.items())
-    return made[best][0], f"the fastest of those installed ({times})"
+    return prepare(problem, made[best][0], progress=progress), f"the fastest of those installed ({times})"
+
+
+def _the_only_one(recipe: Recipe) -> str:
+    if recipe.engine != "auto":
+        return "asked for"
+    return "the plan is for it" if recipe.plan is not None else "the only one installed"
 
 
 def _better_elsewhere(problem: Problem, prepared: Prepared, progress: Progress) -> Iterator[str]:
@@ -127,7 +133,7 @@ def _better_elsewhere(problem: Problem, prepared: Prepared, progress: Progress) 
         engine = ENGINES[name]
         if name == prepared.engine.name or engine.version() is None:
             continue
-        other = prepare(problem, engine, progress=progress).outcome
+        other = placed(problem, engine, progress=progress).outcome
         if other is not None and other.pays:
             yield (
                 f"int8 does not pay on {prepared.engine.name} for this network; on {name} it does: "
