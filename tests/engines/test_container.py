@@ -1,0 +1,58 @@
+"""Packed files run as their int8 form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from fptq.calibrate import calibrate
+from fptq.engines import ENGINES, CompileOptions, engine_named
+from fptq.engines.container import runnable
+from fptq.graph.write import save
+from fptq.plan import PROFILES, materialize, packed, place
+
+OPTIONS = CompileOptions(threads=1)
+EACH = [pytest.param(name, marks=pytest.mark.engine(ENGINES[name].extra)) for name in ENGINES]
+
+
+@pytest.fixture
+def files(cnn, samples, tmp_path):
+    """A model of 2- and 4-bit weights with zero points, in both forms."""
+    profile = PROFILES["openvino"]
+    plan = place(cnn, profile, profile.variants[0])
+    narrow = {
+        p: replace(plan.specs[p], bits=2 + 2 * (i % 2), signed=False, symmetric=False)
+        for i, p in enumerate(sorted(plan.weights, key=str))
+    }
+    encoding = calibrate(cnn, replace(plan, specs={**plan.specs, **narrow}), samples)
+    made = materialize(cnn, encoding)
+    save(made, tmp_path / "model.onnx")
+    save(packed(made, encoding), tmp_path / "model.packed.onnx")
+    return tmp_path / "model.onnx", tmp_path / "model.packed.onnx"
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_a_packed_file_is_the_int8_file_to_an_engine(name: str, files, samples) -> None:
+    wide, small = (engine_named(name).compile(file, OPTIONS) for file in files)
+    for output, array in wide(samples[0]).items():
+        np.testing.assert_array_equal(small(samples[0])[output], array)
+    kernels = [[(run.op, run.kernel) for run in s.profile(samples[0], runs=1)] for s in (wide, small)]
+    assert kernels[0] == kernels[1]
+    if name != "simulation":
+        assert "int8" in {run.precision for run in small.profile(samples[0], runs=1)}
+
+
+def test_nothing_is_left_behind_and_other_files_are_not_copied(files) -> None:
+    wide, small = files
+    with runnable(wide) as file:
+        assert file == wide
+    with runnable(small) as file:
+        assert file.name == small.name
+        assert file != small
+        assert {v.dtype for v in ir.load(file).graph.initializers.values()}.isdisjoint(
+            {ir.DataType.UINT4, ir.DataType.UINT2}
+        )
+    assert not file.parent.exists()
