@@ -129,5 +129,16 @@ def test_a_file_is_worth_it_where_codes_share_bytes(net, bits: int, worth: bool)
     assert packs(encoded(model, w0=asymmetric(bits)).plan) is worth
 
 
+def test_four_bits_per_channel_are_nearly_eight_times_smaller(net, tmp_path) -> None:
+    n = net((1, 128, 4, 4))
+    n.conv(128, 128)
+    model = n.model()
+    encoding = encoded(model, w0=asymmetric(4, signed=False, granularity=PerChannel(axis=0)))
+    save(model, tmp_path / "float.onnx")
+    save(packed(materialize(model, encoding), encoding), tmp_path / "packed.onnx")
+    sizes = [(tmp_path / f"{name}.onnx").stat().st_size for name in ("float", "packed")]
+    assert sizes[0] / sizes[1] > 7.7
+
+
 def test_models_that_are_not_packed_stay_as_they_are(cnn: Model) -> None:
     assert_equal(expanded(cnn.graph_model), cnn.graph_model)
