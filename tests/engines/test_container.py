@@ -11,6 +11,7 @@ import pytest
 from fptq.calibrate import calibrate
 from fptq.engines import ENGINES, CompileOptions, engine_named
 from fptq.engines.container import runnable
+from fptq.errors import ModelError
 from fptq.graph.write import save
 from fptq.plan import PROFILES, materialize, packed, place
 
@@ -43,6 +44,18 @@ def test_a_packed_file_is_the_int8_file_to_an_engine(name: str, files, samples) 
     assert kernels[0] == kernels[1]
     if name != "simulation":
         assert "int8" in {run.precision for run in small.profile(samples[0], runs=1)}
+
+
+def test_weights_beside_the_file_are_expanded_and_missed(files, samples, tmp_path) -> None:
+    wide, small = files
+    save(ir.load(small), tmp_path / "apart" / "m.onnx", limit=0)
+    (data,) = (tmp_path / "apart").glob("*.data")
+    session = engine_named("onnxruntime").compile(tmp_path / "apart" / "m.onnx", OPTIONS)
+    for output, array in engine_named("onnxruntime").compile(wide, OPTIONS)(samples[0]).items():
+        np.testing.assert_array_equal(session(samples[0])[output], array)
+    data.unlink()
+    with pytest.raises(ModelError, match="is missing"):
+        engine_named("onnxruntime").compile(tmp_path / "apart" / "m.onnx", OPTIONS)
 
 
 def test_nothing_is_left_behind_and_other_files_are_not_copied(files) -> None:

@@ -145,3 +145,11 @@ def test_learned_codes_survive(result, samples, tmp_path) -> None:
     with np.load(path) as found:
         for name, array in learned.session()(samples[0]).items():
             np.testing.assert_array_equal(found[name], array)
+
+
+def test_bench_times_the_small_file_as_the_engine_runs_it(result, tmp_path) -> None:
+    out = result("onnxruntime").save(tmp_path / "out")
+    paths = [out / "model.onnx", out / "model.packed.onnx"]
+    wide, small = fptq.bench(paths, engines=["onnxruntime"], threads=1, rounds=3)
+    assert small.median_ms > 0
+    assert small.size_mb < wide.size_mb

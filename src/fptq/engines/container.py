@@ -21,17 +21,20 @@ def runnable(path: Path) -> Iterator[Path]:
         path: Any file that an engine reads.
 
     Raises:
-        ModelError: A packed file cannot be read.
+        ModelError: A packed file, or one of weights beside it, cannot be read.
     """
     if not has_property(path, PACKED):
         yield path
         return
     # The graph library takes a second to import, which an int8 file does not need.
+    from fptq.graph.check import check_whole
     from fptq.graph.load import read_onnx
     from fptq.graph.write import save
     from fptq.plan.packed import expanded
 
+    model = read_onnx(path)
+    check_whole(model)
     with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
         file = Path(folder) / path.name
-        save(expanded(read_onnx(path)), file)
+        save(expanded(model), file)
         yield file
