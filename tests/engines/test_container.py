@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +12,8 @@ import pytest
 from fptq.calibrate import calibrate
 from fptq.engines import ENGINES, CompileOptions, engine_named
 from fptq.engines.container import runnable
-from fptq.errors import ModelError
+from fptq.errors import EngineError, ModelError
+from fptq.graph.metadata import PACKED
 from fptq.graph.write import save
 from fptq.plan import PROFILES, materialize, packed, place
 
@@ -44,6 +46,26 @@ def test_a_packed_file_is_the_int8_file_to_an_engine(name: str, files, samples) 
     assert kernels[0] == kernels[1]
     if name != "simulation":
         assert "int8" in {run.precision for run in small.profile(samples[0], runs=1)}
+
+
+@pytest.mark.engine("openvino")
+def test_openvino_refuses_codes_of_2_bits(files, tmp_path) -> None:
+    """Should it learn them, expanding may no longer pay."""
+    with pytest.raises(EngineError, match="Unsupported type"):
+        engine_named("openvino").compile(as_it_is(files[1], tmp_path / "m.onnx"), OPTIONS)
+
+
+def test_onnx_runtime_runs_packed_weights_in_float(files, samples, tmp_path) -> None:
+    session = engine_named("onnxruntime").compile(as_it_is(files[1], tmp_path / "m.onnx"), OPTIONS)
+    assert "int8" not in {run.precision for run in session.profile(samples[0], runs=1)}
+
+
+def as_it_is(small: Path, target: Path) -> Path:
+    """A packed file that fptq does not take for one of its own."""
+    model = ir.load(small)
+    del model.metadata_props[PACKED]
+    save(model, target)
+    return target
 
 
 def test_weights_beside_the_file_are_expanded_and_missed(files, samples, tmp_path) -> None:

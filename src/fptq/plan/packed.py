@@ -1,7 +1,7 @@
 """The small file, whose weights of at most 4 bits share bytes, as standard ONNX; and the way back to what engines run.
 
-Engines compute a convolution of INT4 weights in float, and OpenVINO 2026.4.1 refuses INT2: a packed file is made to be
-kept and sent, and is expanded when a session is compiled.
+Engines compute a convolution of INT4 weights in float, and refuse one of INT2 (OpenVINO 2026.4.1; ONNX Runtime 1.32 but
+with its optimisations off): a packed file is made to be kept and sent, and is expanded when a session is compiled.
 """
 
 from __future__ import annotations
