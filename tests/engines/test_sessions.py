@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,19 @@ def test_onnx_runtime_really_runs_integers(cnn: Model, samples, tmp_path) -> Non
     runs = compiled("onnxruntime", made, tmp_path).profile(samples[0])
     assert sum(run.op == "QLinearConv" for run in runs) == 3
     assert all(run.precision == "int8" for run in runs if run.op == "QLinearConv")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.engine("openvino"))])
+def test_narrow_weights_with_zero_points_run_on_the_kernels_of_symmetric_ones(
+    name: str, cnn: Model, samples, tmp_path
+) -> None:
+    plan = place(cnn, PROFILES[name], PROFILES[name].variants[0])
+    ran = []
+    for bits, symmetric in ((8, True), (4, False)):
+        weights = {p: replace(plan.specs[p], bits=bits, signed=symmetric, symmetric=symmetric) for p in plan.weights}
+        made = materialize(cnn, calibrate(cnn, replace(plan, specs={**plan.specs, **weights}), samples))
+        ran.append([run.kernel for run in compiled(name, made, tmp_path).profile(samples[0], runs=1)])
+    assert ran[0] == ran[1]
 
 
 def test_gemm_with_an_int32_bias_runs_as_qgemm(net, tmp_path) -> None:

@@ -9,7 +9,16 @@ from fptq.calibrate import CalibrationOptions, calibrate, observer
 from fptq.errors import ModelError
 from fptq.graph import query
 from fptq.graph.model import Model
-from fptq.numerics import PerChannel, QuantizerSpec, UniformParams, fake_quantize
+from fptq.numerics import (
+    PerBlock,
+    PerChannel,
+    PerTensor,
+    QuantizerSpec,
+    UniformParams,
+    fake_quantize,
+    params_from_range,
+    ranges,
+)
 from fptq.plan import PROFILES, Encoding, Placement, Plan, materialize, place
 
 U8 = QuantizerSpec(signed=False, symmetric=False)
@@ -152,3 +161,44 @@ def test_an_encoding_of_another_model_is_refused(cnn: Model) -> None:
     stranger = Placement("nothing")
     with pytest.raises(ModelError, match="nothing"):
         materialize(cnn, encoding(Plan(engine="", specs={stranger: U8}), {stranger: params(1.0)}))
+
+
+NARROW = [(bits, signed) for bits in range(2, 8) for signed in (True, False)]
+
+
+@pytest.mark.parametrize(("bits", "signed"), NARROW)
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(axis=0), PerBlock(axis=1, size=2)], ids=str)
+def test_narrow_weights_with_zero_points_are_int8_around_zero(net, bits: int, signed: bool, granularity) -> None:
+    n = net((1, 4, 6))
+    n.conv(4, 5, rank=1)
+    model = n.model()
+    weight = Placement("w0", "Conv_0", 1)
+    floats = model.graph.initializers["w0"].const_value.numpy()
+    spec = QuantizerSpec(bits=bits, signed=signed, symmetric=False, granularity=granularity)
+    numbers = params_from_range(spec, *ranges(floats + np.float32(0.1), granularity))
+    made = materialize(
+        model, encoding(Plan(engine="", specs={weight: spec}, weights=frozenset({weight})), {weight: numbers})
+    )
+    zero_point = made.graph.initializers["w0_zero_point"].const_value.numpy()
+    assert numbers.zero_point.any()
+    assert zero_point.dtype == made.graph.initializers["w0_quantized"].const_value.numpy().dtype == np.int8
+    assert not zero_point.any()
+    found = run(made, {"x": np.zeros((1, 4, 6), np.float32)}, "w0_dequantized")[0]
+    np.testing.assert_array_equal(found, fake_quantize(floats, spec, numbers))
+
+
+def test_int32_biases_do_not_see_the_zero_point_of_narrow_weights(net) -> None:
+    n = net((3, 4))
+    n("Gemm", n.stored(4, 5), n.stored(5))
+    model = n.model()
+    x, weight = Placement("x", "Gemm_0", 0), Placement("w0", "Gemm_0", 1)
+    floats, bias = (model.graph.initializers[name].const_value.numpy() for name in ("w0", "w1"))
+    spec = QuantizerSpec(bits=4, signed=False, symmetric=False, granularity=PerChannel(axis=1))
+    numbers = {x: params(1 / 64, 100), weight: params_from_range(spec, *ranges(floats, spec.granularity))}
+    plan = Plan(engine="", specs={x: U8, weight: spec}, weights=frozenset({weight}), int32_bias=frozenset({"Gemm_0"}))
+    made = materialize(model, encoding(plan, numbers))
+    assert made.graph.initializers["Gemm_0_bias_quantized"].const_value.dtype == ir.DataType.INT32
+    array = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
+    scale = numbers[weight].scale * np.float32(1 / 64)
+    exact = fake_quantize(array, U8, numbers[x]) @ fake_quantize(floats, spec, numbers[weight])
+    np.testing.assert_allclose(run(made, {"x": array})[0], exact + np.rint(bias / scale) * scale, atol=1e-6)

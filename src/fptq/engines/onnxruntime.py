@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from fptq.engines.base import CompileOptions, NodeRun
+from fptq.engines.container import runnable
 from fptq.errors import DataError, EngineError, MissingExtra
 from fptq.types import Feeds
 
@@ -91,10 +92,11 @@ class OnnxRuntimeSession:
         return options
 
     def _open(self, options: Any) -> Any:
-        try:
-            return _import().InferenceSession(str(self._path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises a family of unrelated pybind exceptions
-            raise EngineError(f"ONNX Runtime refuses {self._path.name}: {_first_line(error)}") from error
+        with runnable(self._path) as file:
+            try:
+                return _import().InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # onnxruntime raises a family of unrelated pybind exceptions
+                raise EngineError(f"ONNX Runtime refuses {self._path.name}: {_first_line(error)}") from error
 
     def __call__(self, feeds: Feeds) -> Feeds:
         """Outputs by name."""

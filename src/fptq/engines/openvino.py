@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fptq.engines.base import CompileOptions, NodeRun
+from fptq.engines.container import runnable
 from fptq.errors import DataError, EngineError, MissingExtra
 from fptq.types import Feeds
 
@@ -62,16 +63,20 @@ class OpenVINOSession:
 
     def __init__(self, model: Path, options: CompileOptions) -> None:
         self._path, self._options = model, options
-        core = _core()
+        _core()
         start = time.perf_counter()
         try:
-            self._compiled = core.compile_model(str(model), "CPU", self._config({}))
+            self._compiled = self._compile({})
         except RuntimeError as error:
             raise EngineError(f"OpenVINO refuses {model.name}: {_first_line(error)}") from error
         self.load_s = time.perf_counter() - start
         self._request = self._compiled.create_infer_request()
         self.input_names = [port.any_name for port in self._compiled.inputs]
         self.output_names = [port.any_name for port in self._compiled.outputs]
+
+    def _compile(self, extra: Mapping[str, Any]) -> Any:
+        with runnable(self._path) as file:
+            return _core().compile_model(str(file), "CPU", self._config(extra))
 
     def _config(self, extra: Mapping[str, Any]) -> dict[str, Any]:
         config: dict[str, Any] = {
@@ -100,7 +105,7 @@ class OpenVINOSession:
 
     def profile(self, feeds: Feeds, *, runs: int = 3) -> tuple[NodeRun, ...]:
         """Per node: executed precision, kernel and mean time, from the plugin's own counters."""
-        compiled = _core().compile_model(str(self._path), "CPU", self._config({"PERF_COUNT": True}))
+        compiled = self._compile({"PERF_COUNT": True})
         request = compiled.create_infer_request()
         self._bind(request, feeds)
         request.infer()  # warm-up

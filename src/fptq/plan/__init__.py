@@ -1,8 +1,9 @@
-"""Where quantizers stand: profiles, placement, encodings and the Q/DQ file."""
+"""Where quantizers stand: profiles, placement, encodings and the Q/DQ files."""
 
 from fptq.graph.placement import Placement
 from fptq.plan.encoding import Encoding, load_encoding, save_encoding
 from fptq.plan.materialize import materialize
+from fptq.plan.packed import expanded, packed, packs
 from fptq.plan.place import Policy, place
 from fptq.plan.plan import Plan, Refusal
 from fptq.plan.profiles import PROFILES
@@ -14,8 +15,11 @@ __all__ = [
     "Plan",
     "Policy",
     "Refusal",
+    "expanded",
     "load_encoding",
     "materialize",
+    "packed",
+    "packs",
     "place",
     "save_encoding",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -43,7 +43,7 @@ def materialize(model: Model, encoding: Encoding) -> Model:
     graph = changed.graph
     values = dict(ir.convenience.create_value_mapping(graph))
     readers = {name: tuple(value.uses()) for name, value in values.items()}
-    for group in _groups(encoding):
+    for group in groups(encoding):
         if group.value not in values:
             raise _unknown("value", group.value)
         source = values[group.value]
@@ -59,8 +59,17 @@ def materialize(model: Model, encoding: Encoding) -> Model:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Group:
-    """Placements of one value that share one quantizer."""
+class Group:
+    """Placements of one value that share one quantizer.
+
+    Attributes:
+        value: Name of the value.
+        stem: What the names of the group's nodes and tensors begin with.
+        placements: Where the value is read.
+        spec: The quantizer.
+        params: Its numbers.
+        codes: Learned codes of a weight.
+    """
 
     value: str
     stem: str
@@ -73,7 +82,8 @@ class _Group:
         return not self.placements.isdisjoint({Placement(self.value), Placement(self.value, consumer, index)})
 
 
-def _groups(encoding: Encoding) -> Iterator[_Group]:
+def groups(encoding: Encoding) -> Iterator[Group]:
+    """What becomes one pair of nodes each."""
     shared: dict[tuple[str, QuantizerSpec, bytes], list[Placement]] = defaultdict(list)
     for placement, spec in encoding.plan.specs.items():
         params = encoding.params[placement]
@@ -82,7 +92,7 @@ def _groups(encoding: Encoding) -> Iterator[_Group]:
     seen: dict[str, int] = defaultdict(int)
     for (value, spec, _), placements in shared.items():
         seen[value] += 1
-        yield _Group(
+        yield Group(
             value=value,
             stem=value if seen[value] == 1 else f"{value}@{seen[value]}",
             placements=frozenset(placements),
@@ -92,22 +102,36 @@ def _groups(encoding: Encoding) -> Iterator[_Group]:
         )
 
 
-def _weight(graph: ir.Graph, group: _Group, weight: ir.Value) -> ir.Value:
+def _weight(graph: ir.Graph, group: Group, weight: ir.Value) -> ir.Value:
     """Integer codes in the file, dequantized by the engine."""
     assert weight.const_value is not None
     codes = quantize(weight.const_value.numpy(), group.spec, group.params) if group.codes is None else group.codes
+    if group.spec.bits < 8:
+        group, codes = _counted_from_zero(group, codes)
     stored = _constant(graph, f"{group.stem}_quantized", codes.astype(container_dtype(group.spec)))
     return _linear(graph, "DequantizeLinear", group, stored, like=weight)
 
 
-def _activation(graph: ir.Graph, group: _Group, value: ir.Value) -> ir.Value:
+def _counted_from_zero(group: Group, codes: Array) -> tuple[Group, Array]:
+    """The same numbers as int8 codes with zero point 0, as integer kernels want weights.
+
+    Codes of fewer than 8 bits are at most 127 away from their zero point, so that they always fit. OpenVINO 2026.4.1
+    runs a convolution whose weights have another zero point in float.
+    """
+    _, zero_point = group.params.expanded(group.spec, codes.shape)
+    params = UniformParams(scale=group.params.scale, zero_point=np.zeros_like(group.params.zero_point))
+    spec = QuantizerSpec(granularity=group.spec.granularity)
+    return replace(group, spec=spec, params=params), codes - zero_point
+
+
+def _activation(graph: ir.Graph, group: Group, value: ir.Value) -> ir.Value:
     narrow = group.spec.bits != _container_bits(group.spec)
     source = _clipped(graph, group, value) if narrow else value
     quantized = _linear(graph, "QuantizeLinear", group, source, like=value)
     return _linear(graph, "DequantizeLinear", group, quantized, like=value)
 
 
-def _clipped(graph: ir.Graph, group: _Group, value: ir.Value) -> ir.Value:
+def _clipped(graph: ir.Graph, group: Group, value: ir.Value) -> ir.Value:
     """Codes of an odd width, held in a wider container: the container's own saturation comes too late."""
     low, high = group.params.range(group.spec)
     bounds = [
@@ -118,7 +142,7 @@ def _clipped(graph: ir.Graph, group: _Group, value: ir.Value) -> ir.Value:
     return _placed(graph, node, f"{group.stem}_clipped", like=value)
 
 
-def _linear(graph: ir.Graph, op: str, group: _Group, source: ir.Value, *, like: ir.Value) -> ir.Value:
+def _linear(graph: ir.Graph, op: str, group: Group, source: ir.Value, *, like: ir.Value) -> ir.Value:
     attributes: dict[str, int] = {}
     match group.spec.granularity:
         case PerTensor():

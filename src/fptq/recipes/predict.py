@@ -23,6 +23,7 @@ from fptq.feeds.source import FileItems, IterableItems, open_items, prepared
 from fptq.graph.load import read_onnx
 from fptq.graph.model import Model, TensorInfo
 from fptq.recipes.problem import preprocess_of, threads_of, volume_input
+from fptq.recipes.result import MODEL_FILE, PACKED_FILE
 from fptq.report.files import replacing
 from fptq.tasks import Case, SegmentationTask, VolumeInput
 from fptq.types import Array, Feeds, Progress, Runner, silent
@@ -45,7 +46,7 @@ def predict(
     `.npz` file of the network's outputs by name, on the network's grid.
 
     Args:
-        folder: What `quantize` wrote.
+        folder: What `quantize` wrote; `model.packed.onnx` is used where `model.onnx` is not.
         data: What `quantize` takes for calibration.
         output: The folder to write; samples of several folders keep their folders below it.
         overwrite: Whether results that are there already are replaced.
@@ -141,8 +142,8 @@ class _Network:
 
 def _read(folder: Path, options: Mapping[str, object]) -> _Saved:
     """The folder's network, its engine and its recipe."""
-    path = folder / "model.onnx"
-    if not path.is_file():
+    path = next((folder / name for name in (MODEL_FILE, PACKED_FILE) if (folder / name).is_file()), None)
+    if path is None:
         lacks = "has no model.onnx" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
         raise ConfigError(f"{folder} {lacks}", remedy="Give the folder that fptq quantize wrote")
     graph_model = read_onnx(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,8 @@ from fptq.engines import CompileOptions, Session
 from fptq.engines.cpu import detect
 from fptq.errors import OutputError
 from fptq.graph.model import Model
-from fptq.graph.write import save
-from fptq.plan import Encoding, save_encoding
+from fptq.graph.write import file_bytes, save
+from fptq.plan import Encoding, packed, packs, save_encoding
 from fptq.recipes.prepare import Prepared, plan_document
 from fptq.recipes.problem import Problem
 from fptq.report.html import write_html
@@ -24,6 +25,8 @@ from fptq.tasks import SegmentationTask
 
 if TYPE_CHECKING:
     from fptq.engines.module import EngineModule
+
+MODEL_FILE, PACKED_FILE = "model.onnx", "model.packed.onnx"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +53,18 @@ class Result:
         """Where quantizers stand, with their numbers."""
         return self.prepared.encoding
 
+    @cached_property
+    def packed_bytes(self) -> int | None:
+        """Size of `model.packed.onnx`; None where no weight has so few bits that there is one."""
+        with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
+            path = Path(folder) / PACKED_FILE
+            self._write_packed(path)
+            return file_bytes(path) if path.exists() else None
+
     def session(self, *, float_precision: str = "default") -> Session:
         """The network compiled on its engine: a callable from arrays by name to arrays by name."""
         with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
-            path = Path(folder) / "model.onnx"
+            path = Path(folder) / MODEL_FILE
             save(self.model, path)
             options = CompileOptions(threads=self.problem.threads, float_precision=float_precision)
             return self.prepared.engine.compile(path, options)
@@ -75,6 +86,9 @@ class Result:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".fptq-", dir=folder) as staging:
                 self._write(Path(staging))
+                # An older network's; `model.packed.onnx` is not written by every result.
+                for stale in folder.glob(f"{PACKED_FILE}*"):
+                    stale.unlink()
                 # The report comes last: a folder with one is complete.
                 for part in sorted(Path(staging).iterdir(), key=lambda p: p.name.startswith("report")):
                     part.replace(folder / part.name)
@@ -87,7 +101,8 @@ class Result:
         return folder
 
     def _write(self, folder: Path) -> None:
-        save(self.model, folder / "model.onnx", metadata=self._metadata())
+        save(self.model, folder / MODEL_FILE, metadata=self._metadata())
+        self._write_packed(folder / PACKED_FILE)
         save_encoding(self.encoding, folder)
         plan = plan_document(self.encoding.plan, self.problem, outcome=self.prepared.outcome)
         (folder / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
@@ -95,6 +110,11 @@ class Result:
         (folder / "fptq.toml").write_text(self.problem.recipe.to_toml(), encoding="utf-8")
         self.report.save(folder)
         write_html(self.report, folder)
+
+    def _write_packed(self, path: Path) -> None:
+        """The form whose weights share bytes, where some do."""
+        if packs(self.encoding.plan):
+            save(packed(self.model, self.encoding), path, metadata=self._metadata())
 
     def _metadata(self) -> dict[str, str]:
         cpu = detect()
@@ -118,14 +138,31 @@ class Result:
         return [name for name, value in held.items() if value is not None]
 
     def _script(self) -> str:
-        template = files("fptq.recipes").joinpath("scripts", f"run_{self.prepared.engine.name}.py.txt")
+        scripts = files("fptq.recipes").joinpath("scripts")
         inputs: dict[str, Any] = {info.name: f"{info.dtype}{list(info.shape or ())}" for info in self.model.inputs}
-        facts = {
+        facts = _LOADS_EITHER if packs(self.encoding.plan) else _LOADS_ONE
+        facts = facts | {
+            "functions": scripts.joinpath(facts["functions"]).read_text(encoding="utf-8") if facts["functions"] else "",
             "threads": str(self.problem.threads),
             "inputs": repr(inputs),
             "only_stored": str(int(not self.prepared.encoding.plan.activations)),
         }
-        text = template.read_text(encoding="utf-8")
+        text = scripts.joinpath(f"run_{self.prepared.engine.name}.py.txt").read_text(encoding="utf-8")
         for name, value in facts.items():
             text = text.replace(f"{{{{{name}}}}}", value)
         return text
+
+
+_LOADS_ONE = {
+    "file": MODEL_FILE,
+    "more": "",
+    "functions": "",
+    "network": f'str(Path(__file__).with_name("{MODEL_FILE}"))',
+}
+_LOADS_EITHER = {
+    "file": f"{MODEL_FILE} or {PACKED_FILE}",
+    "more": " (packed: onnx)",
+    "functions": "expand.py.txt",
+    "network": "loaded()",
+}
+"""What the scripts say where there is one file, and where there are two."""
