@@ -48,3 +48,11 @@ def test_finer_scales_hurt_less(cnn, samples, tmp_path) -> None:
     found = sensitivity(cnn.graph_model, formats=formats, **options)
     tensor, channel, block = (sum(row.loss[name] for row in found.rows) for name in formats)
     assert tensor > channel > block
+
+
+def test_few_codes_have_a_zero_point_eight_bits_have_none(cnn) -> None:
+    profile = PROFILES["openvino"]
+    plan = place(cnn, profile, profile.variants[0])
+    for name, symmetric in (("w8a8", True), ("w4a8", False), ("w2a2", False)):
+        made = Format.parse(name).plan(plan)
+        assert {made.specs[p].symmetric for p in made.weights} == {symmetric}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from fptq.engines.cpu import safe_weight_bits
@@ -11,6 +11,8 @@ from fptq.errors import ConfigError
 from fptq.numerics import PerBlock, PerChannel, PerTensor, QuantizerSpec
 from fptq.plan import Plan
 
+_AROUND_ZERO = 8
+"""Narrower weights are stored around zero in 8 bits: a zero point of their own costs no kernel."""
 _FORMAT = re.compile(r"w(\d+)a(\d+)(?:/(tensor|channel|block(\d+)))?")
 
 
@@ -66,9 +68,11 @@ class Format:
         """A plan with these widths, on a processor whose products may saturate."""
         bits = safe_weight_bits(self.weights)
         widened = plan.with_bits({p: bits if p in plan.weights else self.activations for p in plan.specs})
-        return widened.with_specs({p: self._shared(widened.specs[p]) for p in widened.weights})
+        return widened.with_specs({p: self._weight(widened.specs[p]) for p in widened.weights})
 
-    def _shared(self, spec: QuantizerSpec) -> QuantizerSpec:
+    def _weight(self, spec: QuantizerSpec) -> QuantizerSpec:
+        if self.weights < _AROUND_ZERO:
+            spec = replace(spec, signed=False, symmetric=False, narrow=False)
         match self.sharing, spec.granularity:
             case "tensor", _:
                 return spec.with_granularity(PerTensor())
