@@ -6,12 +6,16 @@ gradient with respect to the scale is that of LSQ (Esser et al. 2020, arXiv 1902
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
 from fptq.numerics.params import UniformParams
 from fptq.numerics.spec import QuantizerSpec
+
+_PART = 1 << 16
+"""Elements: with as many of the result 512 KB, half of a common second-level cache."""
 
 
 def fake_quantize_tensor(x: torch.Tensor, spec: QuantizerSpec, params: UniformParams) -> torch.Tensor:
@@ -25,8 +29,21 @@ def fake_quantize_tensor(x: torch.Tensor, spec: QuantizerSpec, params: UniformPa
     scale, zero_point = (torch.tensor(part, device=x.device) for part in params.expanded(spec, tuple(x.shape)))
     low, high = (spec.qmin - zero_point).to(x.dtype), (spec.qmax - zero_point).to(x.dtype)
     scale = scale.to(x.dtype)
-    steps = torch.clamp(round_through(x / scale), low, high)
-    return steps * scale + 0.0  # adding 0 turns -0.0 into 0.0
+    if x.requires_grad and torch.is_grad_enabled():
+        steps = torch.clamp(round_through(x / scale), low, high)
+        return steps * scale + 0.0  # adding 0 turns -0.0 into 0.0
+    result = torch.empty_like(x)
+    for part, out in _parts(x, result) if scale.ndim == 0 else [(x, result)]:
+        torch.div(part, scale, out=out)
+        out.round_().clamp_(low, high).mul_(scale).add_(0.0)
+    return result
+
+
+def _parts(x: torch.Tensor, result: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    """A tensor and its result in parts that stay in the cache from the first operation to the last."""
+    if x.device.type != "cpu" or x.numel() <= _PART or not (x.is_contiguous() and result.is_contiguous()):
+        return [(x, result)]
+    return zip(torch.split(x.view(-1), _PART), torch.split(result.view(-1), _PART), strict=True)
 
 
 def round_through(x: torch.Tensor) -> torch.Tensor:
