@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fptq.errors import ConfigError, EngineError, MetricError
-from fptq.search.accuracy import Floor, control, upper_drop
+from fptq.search.accuracy import Floor, control, upper_drop, upper_share
 from fptq.search.table import Assignment
 
 SAMPLES = 64
@@ -88,6 +88,58 @@ def test_the_upper_limit_covers_the_true_drop_as_often_as_stated(samples: int, s
     limits = [upper_drop(row, Floor(max_drop=0.0, resamples=500, seed=i)) for i, row in enumerate(draws)]
     covered = float(np.mean(np.array(limits) >= 1.0))
     assert covered == pytest.approx(0.95, abs=4 * math.sqrt(0.95 * 0.05 / len(draws)))
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0.01, 0.0), (0.02, 0.01), (0.1, 0.05), (0.3, 0.3)])
+@pytest.mark.parametrize("samples", [50, 200, 1000])
+def test_the_upper_limit_of_right_and_wrong_holds_as_often_as_stated(samples: int, lost: float, gained: float) -> None:
+    """Counts are few and whole, so that no rule covers exactly 95 %; what is left must stay near it."""
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(samples, [lost, gained, 1 - lost - gained], 2000)
+    limits = {key: upper_share(*key, samples, 0.95) for key in {(int(a), int(b)) for a, b, _ in counts}}
+    covered = np.mean([limits[int(a), int(b)] >= lost - gained for a, b, _ in counts])
+    assert covered >= 0.93
+
+
+def test_no_change_in_few_samples_proves_little() -> None:
+    z = 1.6448536269514722
+    assert upper_share(0, 0, 200, 0.95) == pytest.approx(z * z / (200 + z * z))
+    right = np.arange(200) % 10 > 0
+    front, floor = points(2), Floor(max_drop=0.005)
+    assert control(front, lambda a: right, floats=right, floor=floor).best is None
+    many = np.tile(right, 10)
+    assert control(front, lambda a: many, floats=many, floor=floor).best is not None
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(60, 200))
+def test_the_limit_of_right_and_wrong_solves_its_equation(lost: int, gained: int, samples: int) -> None:
+    limit = upper_share(lost, gained, samples, 0.95)
+    assert (lost - gained) / samples < limit < 1
+    # The likeliest share of gains, given that the drop is the limit, by a search of its own.
+    shares = np.linspace(max(-limit, 0), (1 - limit) / 2, 20_001)[1:-1]
+    rest = np.maximum(1 - limit - 2 * shares, 1e-300)
+    likelihood = lost * np.log(limit + shares) + gained * np.log(shares) + (samples - lost - gained) * np.log(rest)
+    share = float(shares[likelihood.argmax()])
+    expected = lost - gained + 1.645 * math.sqrt(samples * (2 * share + limit * (1 - limit)))
+    assert samples * limit == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("wrong", [8, 12, 16])
+def test_bisection_breaks_the_floor_no_more_often_than_one_test_would(wrong: int) -> None:
+    """Points that miss the floor by a hair, each with noise of its own: plain bisection chose one in 18 % of 16."""
+    front, broken, searches = points(16), 0, 400
+    for seed in range(searches):
+        rng = np.random.default_rng(seed)
+        drops = np.where(np.arange(16) < wrong, 0.0100001, 0.0)
+        noise = rng.normal(0, 0.01, (16, SAMPLES))
+        outcome = control(
+            front,
+            lambda a, lost=drops[:, None] + noise: FLOATS - lost[a.formats.count("float")],  # type: ignore[misc]
+            floats=FLOATS,
+            floor=Floor(max_drop=0.01, resamples=600, seed=seed),
+        )
+        broken += outcome.best is not None and outcome.best.assignment.formats.count("float") < wrong
+    assert broken / searches <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / searches)
 
 
 def test_the_limit_of_many_samples_is_that_of_the_normal_distribution() -> None:
