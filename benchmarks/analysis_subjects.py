@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -124,10 +125,13 @@ def _folder(name: str) -> Path:
     return HERE / "results" / "analysis" / name
 
 
-def _trained(name: str, count: int) -> Callable[[], Subject]:
+def _trained(name: str, *, batch: int = 1) -> Callable[[], Subject]:
     def build() -> Subject:
-        found = trained.subject(name, samples=count)
-        return Subject(module=found.module, samples=tuple(found.calibration))
+        found = trained.subject(name, samples=CALIBRATION * batch)
+        ones = list(found.calibration)
+        batches = (ones[i : i + batch] for i in range(0, len(ones), batch))
+        stacked = ({name: np.concatenate([one[name] for one in many]) for name in many[0]} for many in batches)
+        return Subject(module=found.module, samples=tuple(stacked))
 
     return build
 
@@ -135,8 +139,9 @@ def _trained(name: str, count: int) -> Callable[[], Subject]:
 def _random(name: str) -> Callable[[], Subject]:
     def build() -> Subject:
         network = next(one for one in networks.SUBJECTS if one.name == name)
-        arrays = network.samples(CALIBRATION, networks.CALIBRATION_SEED)
-        return Subject(module=network.build().eval(), samples=tuple({network.input_name: x} for x in arrays))
+        module, arrays = network.build().eval(), network.samples(CALIBRATION, networks.CALIBRATION_SEED)
+        (argument,) = inspect.signature(module.forward).parameters
+        return Subject(module=module, samples=tuple({argument: array} for array in arrays))
 
     return build
 
@@ -163,9 +168,9 @@ def _antiberty() -> Subject:
 
 
 NAMES: Mapping[str, Callable[[], Subject]] = {
-    "deepbrain": _trained("deepbrain", CALIBRATION),
-    "fashion-w16": _trained("fashion-w16", 256),
-    "deepbet": _trained("deepbet", CALIBRATION),
+    "deepbrain": _trained("deepbrain"),
+    "fashion-w16": _trained("fashion-w16", batch=32),
+    "deepbet": _trained("deepbet"),
     "basicunet": _random("basicunet"),
     "encoder": _random("encoder"),
     "swinunetr": _swin_unetr,

@@ -6,7 +6,7 @@ import torch
 
 import fptq.numerics.torch_uniform as module
 from fptq.numerics import PerBlock, PerChannel, PerTensor, QuantizerSpec, fake_quantize, params_from_range, ranges
-from fptq.numerics.torch_uniform import fake_quantize_tensor
+from fptq.numerics.torch_uniform import fake_quantize_tensor, pack
 
 SHAPE = (3, 10, 8)
 
@@ -57,3 +57,16 @@ def test_what_is_quantized_stays_as_it_was():
     before = x.clone()
     fake_quantize_tensor(x, spec, quantizer(x.numpy(), spec))
     assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(axis=1), PerBlock(axis=1, size=4)], ids=str)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("bits", "width"), [(2, 1), (4, 1), (8, 1), (16, 2)])
+def test_packed_is_the_same_in_less_memory(bits, width, symmetric, granularity):
+    spec = QuantizerSpec(bits=bits, symmetric=symmetric, granularity=granularity)
+    x = np.random.default_rng(bits).standard_normal(SHAPE).astype(np.float32)
+    packed = pack(torch.from_numpy(1.5 * x), spec, quantizer(x, spec))
+    found = packed.unpacked().numpy()
+    np.testing.assert_array_equal(found, fake_quantize(1.5 * x, spec, quantizer(x, spec)))
+    assert not np.signbit(found[found == 0]).any()
+    assert not symmetric or packed.steps.element_size() == width
