@@ -14,10 +14,11 @@ from fptq.analyze import (
     layer_errors,
     leave_one_in,
     leave_one_out,
+    sensitivity,
     split,
     units_of,
 )
-from fptq.analyze.sensitivity import tiled_square
+from fptq.analyze.sensitivity import tiled_square, weighted_square
 from fptq.calibrate import CalibrationOptions, collect, needed, solve
 from fptq.execute import Executor, verify
 from fptq.graph.model import Model
@@ -181,3 +182,53 @@ def test_the_executor_frees_what_nobody_reads_any_more(deep: Model, images) -> N
     made = {name for step in steps for name in step.outputs} - set(executor.output_names)
     assert made <= set(freed)
     assert verify(deep, images[0]) > 80
+
+
+@pytest.mark.parametrize("channels", [1, -1])
+@pytest.mark.parametrize("tiles", [1, 4])
+@pytest.mark.parametrize("shape", [(5,), (2, 7), (2, 3, 10), (1, 5, 6, 9), (2, 3, 9, 80, 81)])
+def test_products_in_parts_are_those_of_the_whole(shape: tuple[int, ...], tiles: int, channels: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    gradient, changed, exact = (torch.randn(shape, generator=generator) for _ in range(3))
+    found = weighted_square(gradient, changed, exact, channels=channels, tiles=tiles)
+    assert found == pytest.approx(tiled_square(gradient * (changed - exact), channels=channels, tiles=tiles), rel=1e-4)
+
+
+@pytest.fixture
+def pooled(net) -> Model:
+    """Convolutions before a ReLU and before a sum, and a matrix product, down to one vector: one tile."""
+    n = net((1, 4, 16, 16), seed=5)
+    n.conv(4, 8)
+    skip = n("Relu")
+    n.conv(8, 8)
+    n("Add", skip)
+    n("GlobalAveragePool")
+    n("Flatten")
+    n("Gemm", n.stored(8, 5, scale=2.0))
+    return n.model()
+
+
+def test_where_an_error_is_met_does_not_change_it(pooled: Model, images, monkeypatch) -> None:
+    encodings = encodings_of(pooled, images)
+    executor, parts = Executor.open(pooled), split(units_of(pooled, encodings["int4"].plan))
+    short = fisher_sensitivity(executor, parts, encodings, images).loss
+    monkeypatch.setattr(sensitivity, "_exact", lambda model, output: output)
+    monkeypatch.setattr(sensitivity, "_factor", lambda model, site, unit: None)
+    long = fisher_sensitivity(executor, parts, encodings, images).loss
+    np.testing.assert_allclose(short, long, rtol=1e-3)
+
+
+def test_sensitivity_keeps_no_value_longer_than_it_is_read(deep: Model, images, monkeypatch) -> None:
+    encodings = encodings_of(deep, images)
+    left: list[int] = []
+    products = sensitivity._products
+
+    def counting(watch, gradient, values, tiles):
+        left.append(len(values))
+        return products(watch, gradient, values, tiles)
+
+    monkeypatch.setattr(sensitivity, "_products", counting)
+    units = units_of(deep, encodings["int4"].plan)
+    fisher_sensitivity(Executor.open(deep), units, encodings, images[:1])
+    assert left == sorted(left, reverse=True)
+    assert left[-1] <= 2, "the first layer's input and output"

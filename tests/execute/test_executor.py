@@ -144,3 +144,19 @@ def test_integers_stay_on_the_host_and_half_precision_weights_are_read() -> None
     model = Model(graph_model=ir.Model(graph, ir_version=10))
     found = Executor.open(model).run({"x": np.ones((2, 3), np.float32)})["y"]
     assert found.tolist() == [[1, 2, 3]] * 2
+
+
+@pytest.mark.parametrize("fed", [False, True])
+def test_a_number_stays_a_number(*, fed: bool) -> None:
+    x = ir.val("x", dtype=ir.DataType.FLOAT, shape=[3, 4])
+    which = ir.val("which", dtype=ir.DataType.INT64, shape=[])
+    if not fed:
+        which.const_value = ir.tensor(np.int64(1), name="which")
+    node = ir.node("Gather", [x, which], {"axis": 0}, name="gather")
+    node.outputs[0].name, node.outputs[0].dtype = "y", ir.DataType.FLOAT
+    inputs, stored = ([x, which], []) if fed else ([x], [which])
+    graph = ir.Graph(inputs, [node.outputs[0]], nodes=[node], initializers=stored, opset_imports={"": 21})
+    executor = Executor.open(Model(graph_model=ir.Model(graph, ir_version=10)))
+    feeds = {"x": np.arange(12, dtype=np.float32).reshape(3, 4)} | ({"which": np.array(1)} if fed else {})
+    found = executor.run(feeds)["y"]
+    assert found.tolist() == [4, 5, 6, 7], "an index without an axis takes the axis away"

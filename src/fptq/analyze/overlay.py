@@ -9,7 +9,7 @@ import torch
 
 from fptq.execute import Hook
 from fptq.graph.placement import Placement
-from fptq.numerics.torch_uniform import fake_quantize_tensor
+from fptq.numerics.torch_uniform import Packed, fake_quantize_tensor, pack
 from fptq.plan.encoding import Encoding
 
 Seen = Callable[[Placement, torch.Tensor], None]
@@ -22,12 +22,12 @@ class Overlay:
     Attributes:
         encoding: What becomes what.
         only: Placements to quantize; None: all of them.
-        weights: Stored tensors quantized once, filled as they are met: they are the same in every run.
+        weights: Stored tensors quantized once, as integers: they are the same in every run. Filled as they are met.
     """
 
     encoding: Encoding
     only: Collection[Placement] | None = None
-    weights: dict[Placement, torch.Tensor] = field(default_factory=dict, repr=False)
+    weights: dict[Placement, Packed] = field(default_factory=dict, repr=False)
 
     def restricted(self, only: Collection[Placement]) -> Overlay:
         """The overlay for some placements; quantized weights are shared."""
@@ -37,11 +37,11 @@ class Overlay:
         spec = self.encoding.plan.specs.get(placement)
         if spec is None or (self.only is not None and placement not in self.only):
             return tensor
-        if placement not in self.encoding.plan.weights:
+        if placement not in self.encoding.plan.weights or tensor.requires_grad:
             return fake_quantize_tensor(tensor, spec, self.encoding.params[placement])
         if placement not in self.weights:
-            self.weights[placement] = fake_quantize_tensor(tensor, spec, self.encoding.params[placement])
-        return self.weights[placement]
+            self.weights[placement] = pack(tensor, spec, self.encoding.params[placement])
+        return self.weights[placement].unpacked()
 
 
 def watching(see: Seen) -> Hook:

@@ -13,8 +13,9 @@ are only noise of the estimate. A network that pools its output into one vector 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -26,12 +27,20 @@ from fptq.analyze.overlay import Overlay
 from fptq.analyze.units import Site, Unit
 from fptq.errors import ModelError
 from fptq.execute import Executor
+from fptq.graph import query
+from fptq.graph.model import Model
 from fptq.graph.placement import Placement
 from fptq.plan.encoding import Encoding
 from fptq.types import Feeds, FeedSource, Progress, silent
 
 _TILES = 4
 """Tiles per axis, where the output has axes too: larger tiles cancel more, smaller ones are less noisy."""
+
+_LINEAR = query.CONVOLUTIONS | {"MatMul", "Gemm"}
+"""Operations whose result is a product with each of their activations."""
+
+_PART = 1 << 16
+"""Elements that are multiplied and summed at once: they stay in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,46 +123,65 @@ def fisher_sensitivity(
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Watch:
+    """One site of a unit.
+
+    Attributes:
+        row: The unit's.
+        site: The site.
+        part: Computes its output.
+        overlays: Quantize its placements, by format.
+        exact: Value to compare the output with.
+        input: The placement of the only thing that is quantized, where that is one factor of a product: then the
+            gradient that arrives there has passed the product already.
+    """
+
+    row: int
+    site: Site
+    part: Executor
+    overlays: tuple[Overlay, ...]
+    exact: str
+    input: Placement | None
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Values that must be known when the gradient arrives."""
+        return frozenset((self.input.value,) if self.input else (*self.site.inputs, self.exact))
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Probe:
     """Products of gradients and errors, gathered during backward passes."""
 
     executor: Executor
-    sites: Mapping[str, list[tuple[int, Site, Executor]]]
-    overlays: Sequence[Overlay]
+    watches: Mapping[Placement, Sequence[_Watch]]
     loss: NDArray[np.float64]
     tiles: int
 
     @classmethod
     def of(cls, executor: Executor, units: Sequence[Unit], encodings: Mapping[str, Encoding]) -> _Probe:
-        sites: dict[str, list[tuple[int, Site, Executor]]] = {}
+        watches: dict[Placement, list[_Watch]] = {}
+        shared = [Overlay(encoding=encoding) for encoding in encodings.values()]
         for row, unit in enumerate(units):
             for site in unit.sites:
-                part = executor.part(site.inputs, [site.output])
-                sites.setdefault(site.output, []).append((row, site, part))
-        overlays = [Overlay(encoding=encoding) for encoding in encodings.values()]
+                watch = _Watch(
+                    row=row,
+                    site=site,
+                    part=executor.part(site.inputs, [site.output]),
+                    overlays=tuple(overlay.restricted(site.placements) for overlay in shared),
+                    exact=_exact(executor.model, site.output),
+                    input=_factor(executor.model, site, unit),
+                )
+                watches.setdefault(watch.input or Placement(site.output), []).append(watch)
         pooled = all(len(info.shape or ()) < 3 for info in executor.model.outputs)
         zeros = np.zeros((len(units), len(encodings)))
-        return cls(executor=executor, sites=sites, overlays=overlays, loss=zeros, tiles=1 if pooled else _TILES)
+        return cls(executor=executor, watches=watches, loss=zeros, tiles=1 if pooled else _TILES)
 
     def add(self, sample: Feeds, objective: Objective, generator: torch.Generator) -> None:
         """One sample: forward with a watch on every site, backward from a random projection."""
-        read = {name for entries in self.sites.values() for _, site, _ in entries for name in site.inputs}
-        values: dict[str, torch.Tensor] = {}
-
-        def hook(placement: Placement, tensor: torch.Tensor) -> torch.Tensor:
-            if placement.consumer is not None:
-                return tensor
-            name = placement.value
-            if name in self.sites:
-                if not tensor.requires_grad:  # the first layers: nothing in front of them needs a gradient
-                    tensor = tensor.detach().requires_grad_()
-                tensor.register_hook(lambda gradient: self._meet(name, gradient, values))  # type: ignore[no-untyped-call]
-            if name in read:
-                values[name] = tensor.detach()
-            return tensor
-
+        waiting = Counter(name for group in self.watches.values() for watch in group for name in watch.reads)
         with torch.enable_grad():
-            outputs = self.executor.run(sample, hook=hook)
+            outputs = self.executor.run(sample, hook=_Run(probe=self, waiting=waiting))
             target = projection(objective, outputs, generator)
             if target.requires_grad:
                 target.backward()  # type: ignore[no-untyped-call]
@@ -164,16 +192,108 @@ class _Probe:
                 remedy="Leave-one-in needs none",
             )
 
-    def _meet(self, name: str, gradient: torch.Tensor, values: Mapping[str, torch.Tensor]) -> None:
-        """The gradient of a site's output has arrived."""
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """The hook of one sample.
+
+    Attributes:
+        probe: What gathers the products.
+        waiting: How many watches have yet to read a value.
+        values: Those that some have.
+    """
+
+    probe: _Probe
+    waiting: Counter[str]
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __call__(self, placement: Placement, tensor: torch.Tensor) -> torch.Tensor:
+        if placement.consumer is None and placement.value in self.waiting:
+            self.values[placement.value] = tensor.detach()
+        if placement in self.probe.watches:
+            if not tensor.requires_grad:  # the first layers: nothing in front of them needs a gradient
+                tensor = tensor.detach().requires_grad_()
+            elif placement.consumer is not None:  # the value's other readers have gradients of their own
+                tensor = tensor.view_as(tensor)
+            tensor.register_hook(lambda gradient: self._arrived(placement, gradient))  # type: ignore[no-untyped-call]
+        return tensor
+
+    def _arrived(self, placement: Placement, gradient: torch.Tensor) -> None:
         with torch.no_grad():
-            for row, site, part in self.sites[name]:
-                fed = {wanted: values[wanted] for wanted in site.inputs}
-                exact = values[name] if name in values else part.run(fed)[name]
-                for column, overlay in enumerate(self.overlays):
-                    changed = part.run(fed, hook=overlay.restricted(site.placements))[name]
-                    products = gradient * (changed - exact)
-                    self.loss[row, column] += tiled_square(products, channels=site.channels, tiles=self.tiles)
+            for watch in self.probe.watches[placement]:
+                self.probe.loss[watch.row] += _products(watch, gradient, self.values, self.probe.tiles)
+                self._let_go(watch.reads)
+
+    def _let_go(self, names: frozenset[str]) -> None:
+        self.waiting.subtract(names)
+        for name in names:
+            if not self.waiting[name]:
+                del self.values[name]
+
+
+def _exact(model: Model, output: str) -> str:
+    """Where a site's float output can be read when the gradient arrives.
+
+    Behind a ReLU that nothing else precedes: where that is zero the gradient is, too, and elsewhere both are equal.
+    Autograd keeps the ReLU's output anyway.
+    """
+    value = query.values(model.graph_model)[output]
+    reader = query.sole_reader(value)
+    relu = reader is not None and reader.op_type == "Relu"
+    return str(reader.outputs[0].name) if reader is not None and relu else output
+
+
+def _factor(model: Model, site: Site, unit: Unit) -> Placement | None:
+    """The one activation that a site quantizes, if its node is linear in it."""
+    if len(site.placements) != 1 or site.placements & unit.weights:
+        return None
+    (placement,) = site.placements
+    if placement.consumer is None:
+        return None
+    linear = query.node_named(model.graph_model, placement.consumer).op_type in _LINEAR
+    return placement if linear else None
+
+
+def _products(watch: _Watch, gradient: torch.Tensor, values: Mapping[str, torch.Tensor], tiles: int) -> list[float]:
+    """The predicted loss of one site by format, from the gradient of its output, or of its only quantized input."""
+    channels, found = watch.site.channels, []
+    for overlay in watch.overlays:
+        if watch.input is not None:
+            exact = values[watch.input.value]
+            changed = overlay(watch.input, exact)
+        else:
+            exact = values[watch.exact]
+            fed = {name: values[name] for name in watch.site.inputs}
+            changed = watch.part.run(fed, hook=overlay)[watch.site.output]
+        found.append(weighted_square(gradient, changed, exact, channels=channels, tiles=tiles))
+    return found
+
+
+def weighted_square(
+    gradient: torch.Tensor, changed: torch.Tensor, exact: torch.Tensor, *, channels: int = 1, tiles: int = _TILES
+) -> float:
+    """`tiled_square(gradient * (changed - exact))` without the products in memory.
+
+    Args:
+        gradient: f32[N, ...].
+        changed: The same shape.
+        exact: The same shape.
+        channels: As in `tiled_square`.
+        tiles: As in `tiled_square`.
+    """
+    others = [axis for axis in range(1, gradient.ndim) if axis != channels % gradient.ndim]
+    if not others:
+        return tiled_square(gradient * (changed - exact), channels=channels, tiles=tiles)
+    along, size = others[0], gradient.shape[others[0]]
+    rows = math.ceil(size / tiles)
+    step, total = max(1, _PART * size // max(gradient.numel(), 1)), 0.0
+    for start in range(0, size, rows):
+        sums = torch.zeros((), device=gradient.device)
+        for at in range(start, min(start + rows, size), step):
+            part = (slice(None),) * along + (slice(at, min(at + step, start + rows)),)
+            sums = sums + (changed[part] - exact[part]).mul_(gradient[part]).sum((channels, along))
+        total += float(_by_tile(sums, tiles).double().square().sum())
+    return total
 
 
 def tiled_square(products: torch.Tensor, *, channels: int = 1, tiles: int = _TILES) -> float:
@@ -188,8 +308,14 @@ def tiled_square(products: torch.Tensor, *, channels: int = 1, tiles: int = _TIL
     """
     if products.ndim < 2:
         return float(products.double().square().sum())
-    sums = products.sum(channels)
+    return float(_by_tile(products.sum(channels), tiles).double().square().sum())
+
+
+def _by_tile(sums: torch.Tensor, tiles: int) -> torch.Tensor:
+    """The sums of every tile: `f32[N, *S]` to `f32[N, tiles, ...]`."""
+    if tiles == 1:
+        return sums.flatten(1).sum(1) if sums.ndim > 1 else sums
     for axis in range(1, sums.ndim):
         size = math.ceil(sums.shape[axis] / tiles)
         sums = torch.stack([part.sum(axis) for part in torch.split(sums, size, axis)], axis)
-    return float(sums.double().square().sum())
+    return sums

@@ -63,6 +63,7 @@ class Asset:
 _DEEPBET = PyPI("deepbet", "1.0.2")
 _MRICRON = Debian("mricron-data")
 _FASHION = Debian("dataset-fashion-mnist")
+_ANTIBERTY, _ALAKAZAM = PyPI("antiberty", "0.1.3"), Debian("r-cran-alakazam")
 _TEMPLATES, _DATASET = "usr/share/mricron/templates/", "usr/share/datasets/fashion-mnist/"
 
 ASSETS: dict[str, Asset] = {
@@ -135,6 +136,27 @@ ASSETS: dict[str, Asset] = {
         sha256="8d3605d196f4be44669e46906da9733c8131fef761fdbfec72c424d5222f1a05",
         licence="MIT",
         what="their classes",
+    ),
+    "antiberty": Asset(
+        archive=_ANTIBERTY,
+        member="antiberty/trained_models/AntiBERTy_md_smooth/pytorch_model.bin",
+        sha256="f1ae33eac8cc8784a7d4be5a600141d2fa7bc7d8d5b3f5324d64a6a63bd0f137",
+        licence="MIT",
+        what="antibody language model (BERT, 8 layers of 512), PyTorch checkpoint",
+    ),
+    "antiberty-vocabulary": Asset(
+        archive=_ANTIBERTY,
+        member="antiberty/trained_models/vocab.txt",
+        sha256="6db8c6cd6361eb233005b2dfe665d40d7f1ba78951bdf0fe61fa670ce192419a",
+        licence="MIT",
+        what="its tokens, one a line",
+    ),
+    "antibodies": Asset(
+        archive=_ALAKAZAM,
+        member="usr/lib/R/site-library/alakazam/extdata/example_airr.tsv.gz",
+        sha256="b1fc4df8b6748e6329a46a3a4af31ddf29776f58ba4995fc77f5856c5f061d50",
+        licence="AGPL-3",
+        what="2,000 human heavy-chain sequences (AIRR rearrangements)",
     ),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,6 +119,7 @@ class AugmentedHeads:
         shift: Largest translation along each axis, as a share of the field of view.
         noise: Largest standard deviation of the noise, as a share of the 99.5th percentile.
         bias: Largest amplitude of the logarithm of the bias field.
+        scaled: From intensities to what the network was trained on.
     """
 
     scan: Scan
@@ -130,6 +131,7 @@ class AugmentedHeads:
     shift: float = 0.05
     noise: float = 0.04
     bias: float = 0.3
+    scaled: Callable[[Array], Array] = normalized
 
     def __len__(self) -> int:
         return self.count
@@ -148,7 +150,7 @@ class AugmentedHeads:
             sigma = generator.uniform(0, self.noise) * np.percentile(cube, 99.5)
             real, imaginary = generator.normal(0, sigma, size=(2, *cube.shape)).astype(np.float32)
             cube = np.hypot(cube + real, imaginary)
-        return {self.name: normalized(cube.astype(np.float32))[None, None]}
+        return {self.name: self.scaled(cube.astype(np.float32))[None, None]}
 
     def _moved(self, generator: np.random.Generator) -> Array:
         """The head after a rigid motion, on the cube that spans the field of view."""

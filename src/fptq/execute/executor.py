@@ -141,7 +141,7 @@ class Executor:
         return {}
 
     def _tensor(self, value: Array | torch.Tensor) -> torch.Tensor:
-        tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+        tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.asarray(value, order="C"))
         # Integers steer: shapes and indices are read on the host.
         return tensor.to(self.device, self.dtype) if tensor.is_floating_point() else tensor
 
@@ -259,4 +259,4 @@ def _from_numpy(array: Array) -> torch.Tensor:
         array = array.astype(np.float32 if "float" in array.dtype.name else np.int8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # weights in mapped files are read-only, and nobody writes to them here
-        return torch.from_numpy(np.ascontiguousarray(array))
+        return torch.from_numpy(np.asarray(array, order="C"))

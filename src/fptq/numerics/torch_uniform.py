@@ -6,12 +6,18 @@ gradient with respect to the scale is that of LSQ (Esser et al. 2020, arXiv 1902
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from fptq.numerics.params import UniformParams
 from fptq.numerics.spec import QuantizerSpec
+from fptq.types import Array
+
+_PART = 1 << 16
+"""Elements: with as many of the result 512 KB, half of a common second-level cache."""
 
 
 def fake_quantize_tensor(x: torch.Tensor, spec: QuantizerSpec, params: UniformParams) -> torch.Tensor:
@@ -22,11 +28,72 @@ def fake_quantize_tensor(x: torch.Tensor, spec: QuantizerSpec, params: UniformPa
         spec: The quantizer.
         params: Its numbers.
     """
-    scale, zero_point = (torch.tensor(part, device=x.device) for part in params.expanded(spec, tuple(x.shape)))
-    low, high = (spec.qmin - zero_point).to(x.dtype), (spec.qmax - zero_point).to(x.dtype)
-    scale = scale.to(x.dtype)
-    steps = torch.clamp(round_through(x / scale), low, high)
-    return steps * scale + 0.0  # adding 0 turns -0.0 into 0.0
+    scale, low, high = _numbers(x, spec, params)
+    if x.requires_grad and torch.is_grad_enabled():
+        steps = torch.clamp(round_through(x / scale), low, high)
+        return steps * scale + 0.0  # adding 0 turns -0.0 into 0.0
+    result = torch.empty_like(x)
+    for part, out in _parts(x, result) if scale.ndim == 0 else [(x, result)]:
+        _to_steps(part, out, scale, low, high).mul_(scale).add_(0.0)
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packed:
+    """A quantized tensor as integers: a quarter, or half, of its floats' memory.
+
+    Attributes:
+        steps: Codes minus zero points, in the narrowest integer type that holds them.
+        scale: Broadcasts against them.
+    """
+
+    steps: torch.Tensor
+    scale: torch.Tensor
+
+    def unpacked(self) -> torch.Tensor:
+        """What `fake_quantize_tensor` returns."""
+        return self.steps.to(self.scale.dtype).mul_(self.scale)
+
+
+def pack(x: torch.Tensor, spec: QuantizerSpec, params: UniformParams) -> Packed:
+    """Quantize a tensor that is looked at many times, such as a weight.
+
+    Args:
+        x: f32 of any shape, on any device; no gradient passes.
+        spec: The quantizer.
+        params: Its numbers.
+    """
+    x = x.detach()
+    scale, low, high = _numbers(x, spec, params)
+    lowest, highest = int((spec.qmin - params.zero_point).min()), int((spec.qmax - params.zero_point).max())
+    fitting = (t for t in (torch.int8, torch.int16) if torch.iinfo(t).min <= lowest and highest <= torch.iinfo(t).max)
+    steps = _to_steps(x, torch.empty_like(x), scale, low, high)
+    return Packed(steps=steps.to(next(fitting, torch.int32)), scale=scale)
+
+
+def _numbers(x: torch.Tensor, spec: QuantizerSpec, params: UniformParams) -> tuple[torch.Tensor, Any, Any]:
+    """The scale, and the last step on either side."""
+    scales, zero_points = params.expanded(spec, tuple(x.shape))
+    scale = torch.tensor(scales, dtype=x.dtype, device=x.device)
+    return scale, _bound(spec.qmin - zero_points, x), _bound(spec.qmax - zero_points, x)
+
+
+def _to_steps(x: torch.Tensor, out: torch.Tensor, scale: torch.Tensor, low: Any, high: Any) -> torch.Tensor:
+    torch.div(x, scale, out=out)
+    return out.round_().clamp_(low, high)
+
+
+def _bound(steps: Array, like: torch.Tensor) -> Any:
+    """The last step on one side: one number where all scales share it, which is clamped to faster than a tensor."""
+    first = int(steps.flat[0])
+    return first if (steps == first).all() else torch.tensor(steps, dtype=like.dtype, device=like.device)
+
+
+def _parts(x: torch.Tensor, result: torch.Tensor) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    """A tensor and its result in parts that stay in the cache from the first operation to the last."""
+    if x.device.type != "cpu" or x.numel() <= _PART or not (x.is_contiguous() and result.is_contiguous()):
+        return [(x, result)]
+    return zip(torch.split(x.view(-1), _PART), torch.split(result.view(-1), _PART), strict=True)
 
 
 def round_through(x: torch.Tensor) -> torch.Tensor:

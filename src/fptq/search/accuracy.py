@@ -2,7 +2,14 @@
 
 A predicted loss ranks assignments; only the metric knows what they cost. Bisection needs log2 of the front's length
 in full evaluations. A point is taken when the drop of its score is surely small enough: the one-sided upper limit of
-a paired bootstrap over the samples, not the mean alone.
+the mean over the samples, not the mean alone.
+
+Every test that a point which breaks the floor could pass by luck takes its part of the risk, 1 - confidence. A point
+that passes ends the search among dearer ones, so that only those that fail come again and again: a test gets what is
+left of the risk divided by the number of tests that may still come, and gives it back when its point passes. If
+points lose less the more they cost, the floor is then broken no more often than stated. For once a point that keeps
+it has failed, only points that keep it follow; before that, all of these have passed and all others have failed, so
+that the others are always met in the same order, and their parts of the risk sum up to no more than all of it.
 """
 
 from __future__ import annotations
@@ -18,12 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fptq.errors import ConfigError, FptqError, MetricError
+from fptq.search.limits import upper_drop, upper_share
 from fptq.search.table import Assignment
 
-_AT_ONCE = 4_000_000
-"""Resampled values held in memory at a time."""
-_LEAST_ERROR = 0.3
-"""A resample that repeats one value has no spread: its standard error is taken as this fraction of the sample's."""
 _FEW = 20
 """With fewer samples the limit rests on assumptions more than on data, and a note says so."""
 
@@ -38,7 +42,7 @@ class Floor:
 
     Attributes:
         max_drop: Largest mean loss against the float network, in the metric's unit, >= 0.
-        confidence: One-sided, in (0.5, 1): of the networks that truly lose `max_drop`, at most the rest pass.
+        confidence: Of the searches, in (0.5, 1): at most the rest of them choose a network that truly loses more.
         resamples: Number of bootstrap samples.
         seed: Of the resampling.
         seconds: Time budget; an evaluation that would not end in it, as long as the longest so far, is not begun.
@@ -66,7 +70,8 @@ class Verdict:
     Attributes:
         assignment: The point.
         drop: Mean loss of score against the float network; negative where it gained.
-        upper: One-sided upper limit of the drop; the drop itself for a single sample.
+        upper: One-sided upper limit of the drop, at the confidence that this test had; the drop itself for a single
+            sample.
         passes: Whether the limit is within the floor.
     """
 
@@ -128,32 +133,6 @@ def control(
     return run.outcome(stopped)
 
 
-def upper_drop(drops: _Floats, floor: Floor) -> float:
-    """The one-sided upper confidence limit of the mean drop: bootstrap-t.
-
-    With the mean m and its standard error s, and those of resamples m* and s*, the limit is m - q s, where q is the
-    lower quantile of (m* - m) / s* (Efron 1981; Hall 1988, Annals of Statistics 16:927). Quantization hurts few
-    samples much; for drops with such a tail the percentile bootstrap stays below the truth too often: on 20
-    exponential drops 90 % of its limits hold and 94 % of these, where 95 % should; on 8 normal ones 91 % and 95 %.
-    What no sample shows no resampling can know.
-
-    Args:
-        drops: f64[samples], what each sample lost; the value itself is returned where all are equal.
-        floor: Confidence, resamples and seed.
-    """
-    if np.ptp(drops) == 0:
-        return float(drops[0])
-    mean, error = drops.mean(), drops.std(ddof=1) / math.sqrt(drops.size)
-    generator = np.random.default_rng(floor.seed)
-    step = max(1, _AT_ONCE // drops.size)
-    ratios = []
-    for start in range(0, floor.resamples, step):
-        drawn = drops[generator.integers(drops.size, size=(min(step, floor.resamples - start), drops.size))]
-        errors = drawn.std(1, ddof=1) / math.sqrt(drops.size)
-        ratios.append((drawn.mean(1) - mean) / np.maximum(errors, _LEAST_ERROR * error))
-    return float(mean - np.quantile(np.concatenate(ratios), 1 - floor.confidence) * error)
-
-
 @dataclass(kw_only=True)
 class _Run:
     """One bisection.
@@ -181,15 +160,17 @@ class _Run:
         start = self.floor.clock()
         low, high = 0, len(front)
         try:
+            risk = 1 - self.floor.confidence
             while low < high:
-                middle = (low + high) // 2
+                # As many tests may still come: each halves what is left.
+                middle, part = (low + high) // 2, risk / (high - low).bit_length()
                 left = self.floor.seconds - (self.floor.clock() - start)
                 if front[middle] not in self.scores and left <= self.longest:
                     return f"the time budget of {self.floor.seconds:g} s"
-                if self._judge(front[middle]).passes:
+                if self._judge(front[middle], 1 - part).passes:
                     high = middle
                 else:
-                    low = middle + 1
+                    low, risk = middle + 1, risk - part
         except KeyboardInterrupt:
             return "an interrupt"
         return ""
@@ -210,18 +191,26 @@ class _Run:
             ),
         )
 
-    def _judge(self, assignment: Assignment) -> Verdict:
+    def _judge(self, assignment: Assignment, confidence: float) -> Verdict:
         if assignment in self.scores:
             scores = _scores(self.scores[assignment], str(assignment), self.floats)
         else:
             scores = self._measure(assignment)
         self.scores[assignment] = scores
         drops = self.floats - scores
-        drop, upper = float(drops.mean()), upper_drop(drops, self.floor)
+        drop, upper = float(drops.mean()), self._upper(scores, confidence)
         # The limit may fall below a skewed sample's own mean; neither may break the floor.
         verdict = Verdict(assignment=assignment, drop=drop, upper=upper, passes=max(drop, upper) <= self.floor.max_drop)
         self.tried.append(verdict)
         return verdict
+
+    def _upper(self, scores: _Floats, confidence: float) -> float:
+        drops, found = self.floats - scores, np.union1d(self.floats, scores)
+        if self.floats.size == 1 or found.size != 2 or found[0] != 0:
+            floor = self.floor
+            return upper_drop(drops, confidence=confidence, resamples=floor.resamples, seed=floor.seed)
+        lost, gained = int((drops > 0).sum()), int((drops < 0).sum())
+        return float(found[1]) * upper_share(lost, gained, drops.size, confidence)
 
     def _measure(self, assignment: Assignment) -> _Floats:
         start = self.floor.clock()
@@ -291,8 +280,14 @@ def _contradictions(run: _Run) -> list[str]:
         f"{dear.assignment} loses {dear.drop:.4g}, surely more than {cheap.assignment} with {cheap.drop:.4g}, "
         "although less was predicted: a cheaper point than the chosen one may pass too"
         for cheap, dear in itertools.pairwise(ordered)
-        if upper_drop(run.scores[dear.assignment] - run.scores[cheap.assignment], run.floor) < 0
+        if _difference(run, dear, cheap) < 0
     ]
+
+
+def _difference(run: _Run, dear: Verdict, cheap: Verdict) -> float:
+    """The upper limit of how much less the dearer one loses."""
+    difference, floor = run.scores[dear.assignment] - run.scores[cheap.assignment], run.floor
+    return upper_drop(difference, confidence=floor.confidence, resamples=floor.resamples, seed=floor.seed)
 
 
 def _about_samples(floats: _Floats, scores: Mapping[Assignment, _Floats], best: Verdict | None) -> list[str]:
