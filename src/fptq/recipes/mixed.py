@@ -25,6 +25,7 @@ from fptq.recipes.problem import Problem
 from fptq.recipes.scoring import Scorer
 from fptq.recipes.study import Realized, Study, check, refined_study
 from fptq.search import Assignment, Budget, Options, accuracy, front, solve
+from fptq.search.baselines import greedy, uniform
 from fptq.search.budget import shown
 from fptq.types import Progress, silent
 
@@ -153,6 +154,7 @@ class _Search:
     progress: Progress
     started: float = field(default_factory=time.monotonic)
     notes: list[str] = field(default_factory=list)
+    losses: dict[Assignment, float] = field(default_factory=dict)
 
     @cached_property
     def study(self) -> Study:
@@ -206,8 +208,19 @@ class _Search:
         """The answer."""
         if self.budget.max_drop is not None:
             return self._controlled(self.budget.max_drop)
-        best = self._within_latency()
+        best = self._best_run(self._within_latency())
         return self._told([best, *front(self.table, self.cost, points=_VERIFIED)])
+
+    def _best_run(self, best: Assignment) -> Assignment:
+        """The answer, or what simpler rules choose, whichever loses least when it is run.
+
+        Predictions are good to some per cent: where two choices are that near, running them is cheap and decides.
+        """
+        if "latency" in self.limits or self.left_s <= 0:
+            return best
+        rivals = [one for rule in (greedy, uniform) if (one := rule(self.table, self.limits)) is not None]
+        self._verify([best, *rivals])
+        return min((best, *rivals), key=lambda one: self.losses.get(one, math.inf))
 
     def _within_latency(self) -> Assignment:
         """The best assignment, whose network keeps the latency limit when it is timed as a whole."""
@@ -315,8 +328,12 @@ class _Search:
     ) -> Mix:
         """The points with what the networks really lose; the first one is the answer."""
         unique = list(dict.fromkeys(assignments))
-        losses = self._verified(unique)
-        points = [self._point(one, losses.get(one), verdicts.get(one)) for one in unique]
+        self._verify(unique[:1])
+        if self.left_s > 0:
+            self._verify(unique)
+        else:
+            self.notes.append("the time budget is used up: not all points were run")
+        points = [self._point(one, verdicts.get(one)) for one in unique]
         return Mix(
             study=self.study,
             found=self.found,
@@ -331,32 +348,29 @@ class _Search:
             notes=tuple(dict.fromkeys((*self.notes, *self._about_sizes(unique[0])))),
         )
 
-    def _point(self, assignment: Assignment, verified: float | None, verdict: accuracy.Verdict | None) -> Point:
+    def _point(self, assignment: Assignment, verdict: accuracy.Verdict | None) -> Point:
         from fptq.analyze.cost import peak_activation_bytes
 
         specs = self._realized(assignment).encoding.plan.specs
         peak = peak_activation_bytes(self.study.model, specs, self.shapes)
-        return Point(assignment=assignment, verified=verified, verdict=verdict, peak_activations=peak)
+        return Point(
+            assignment=assignment, verified=self.losses.get(assignment), verdict=verdict, peak_activations=peak
+        )
 
-    def _verified(self, assignments: Sequence[Assignment]) -> dict[Assignment, float]:
-        """Losses of networks that are run; the first one before the others, which need time that may be used up."""
+    def _verify(self, assignments: Sequence[Assignment]) -> None:
+        """Run networks for their losses, unless they were run before; an interrupt ends it."""
         from fptq.analyze.mixed import encoding_losses
         from fptq.execute import Executor
 
+        new = [one for one in dict.fromkeys(assignments) if one not in self.losses]
+        encodings = [self._realized(assignment).encoding for assignment in new]
         executor, samples = Executor.open(self.study.model), self.study.samples
-        losses: dict[Assignment, float] = {}
-        for part in (assignments[:1], assignments[1:]):
-            if losses and self.left_s <= 0:
-                self.notes.append("the time budget is used up: only the chosen point was run")
-                break
-            encodings = [self._realized(assignment).encoding for assignment in part]
-            try:
-                found = encoding_losses(executor, encodings, samples, self.found.objective, progress=self.progress)
-            except KeyboardInterrupt:
-                self.notes.append("interrupted: not all points were run")
-                break
-            losses |= dict(zip(part, found, strict=True))
-        return losses
+        try:
+            found = encoding_losses(executor, encodings, samples, self.found.objective, progress=self.progress)
+        except KeyboardInterrupt:
+            self.notes.append("interrupted: not all points were run")
+            return
+        self.losses |= dict(zip(new, found, strict=True))
 
     def _about_sizes(self, best: Assignment) -> Sequence[str]:
         used = sorted({name for name in best.formats if name in self.study.encodings})
