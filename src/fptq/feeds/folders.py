@@ -1,0 +1,107 @@
+"""Folders of images, and folders of class folders: `train/n01440764/x.JPEG`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, zip_longest
+from pathlib import Path
+
+import numpy as np
+
+from fptq.errors import DataError
+from fptq.feeds.scans import ARRAYS, IMAGES, SUFFIXES, find_files, natural, suffix
+
+
+def find_samples(source: str | Path) -> tuple[Path, ...]:
+    """The sample files of a source: arrays and scans, or images, those of class folders one level below too.
+
+    In natural order, class by class.
+
+    Raises:
+        DataError: There are none, or images and arrays together.
+    """
+    folders = class_folders(source)
+    if folders:
+        return tuple(path for folder in folders for path in images_in(folder))
+    files = find_files(source, among=SUFFIXES)
+    pictures = [path for path in files if suffix(path) in IMAGES]
+    arrays = [path for path in files if suffix(path) in ARRAYS]
+    if pictures and arrays:
+        raise DataError(
+            f"{source} holds both images ({pictures[0].name}) and arrays ({arrays[0].name})",
+            rule="the samples of a source are of one kind",
+            remedy=f"Name one kind with a pattern, such as '*{suffix(pictures[0])}'",
+        )
+    return files
+
+
+def spread_samples(source: str | Path, *, seed: int, limit: int | None = None) -> tuple[Path, ...]:
+    """The same files in an order whose beginning sees many classes.
+
+    Folders take turns, in an order drawn by the seed; so do the images inside each. Without class folders the order is
+    that of `find_samples`.
+
+    Args:
+        source: A folder, glob pattern or file.
+        seed: Of the order.
+        limit: How many are wanted; more need not be looked for. A training set has a million files.
+
+    Raises:
+        DataError: As for `find_samples`.
+    """
+    folders = class_folders(source)
+    files = () if folders else find_samples(source)
+    groups = _by_folder(files)
+    if not folders and (len(groups) < 2 or suffix(files[0]) not in IMAGES):
+        return files
+    order = np.random.default_rng(seed).permutation(len(folders or groups))
+    taken = (images_in(folders[i]) if folders else groups[i] for i in order)
+    return _taking_turns(taken, seed=seed, limit=limit)
+
+
+def class_folders(source: str | Path) -> tuple[Path, ...]:
+    """The folders with images directly below a folder, sorted by name as text; none where it holds samples itself.
+
+    Raises:
+        DataError: There are images beside these folders.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        return ()
+    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    direct = [entry for entry in entries if suffix(entry)]
+    if any(suffix(entry) in ARRAYS for entry in direct):
+        return ()
+    folders = [entry for entry in entries if entry.is_dir() and next(_images(entry), None) is not None]
+    if direct and folders:
+        raise DataError(
+            f"{path} holds images ({direct[0].name}) beside folders of images ({folders[0].name})",
+            rule="a folder holds images, or one folder for each class",
+            remedy=f"Move one of them, or give a pattern such as {path / '*' / '*'}{suffix(direct[0])}",
+        )
+    return tuple(sorted(folders, key=lambda folder: folder.name))
+
+
+def images_in(folder: Path) -> tuple[Path, ...]:
+    """The images of a folder, in natural order."""
+    return tuple(sorted(_images(folder), key=natural))
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.iterdir() if suffix(file) in IMAGES and not file.name.startswith("."))
+
+
+def _by_folder(files: Sequence[Path]) -> list[tuple[Path, ...]]:
+    groups: dict[Path, list[Path]] = {}
+    for file in files:
+        groups.setdefault(file.parent, []).append(file)
+    return [tuple(group) for group in groups.values()]
+
+
+def _taking_turns(groups: Iterable[tuple[Path, ...]], *, seed: int, limit: int | None) -> tuple[Path, ...]:
+    """One file of each group, then a second one of each, and so on."""
+    generator = np.random.default_rng([seed, 1])
+    # Each group gives its first file before any gives its second: no more than `limit` groups need a look.
+    drawn = [[group[i] for i in generator.permutation(len(group))] for group in islice(groups, limit)]
+    turns = zip_longest(*drawn)
+    return tuple(islice((file for turn in turns for file in turn if file is not None), limit))
