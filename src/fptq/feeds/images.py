@@ -173,7 +173,7 @@ def image_array(image: Image, inputs: tuple[TensorInfo, ...], *, preprocess: Pre
 
 
 def _prepared(image: Image, layout: _Layout, spec: ImageSpec) -> Array:
-    channels = layout.channels or len(spec.mean or "rgb")
+    channels = layout.channels or 3
     size = layout.size(spec)
     short = spec.image_resize if spec.image_resize is not None else math.floor(max(size) * 256 / 224)
     pixels = np.array(_cropped(_resized(image.converted(channels), short), size)).reshape(*size, channels)
@@ -221,7 +221,7 @@ class _Layout:
 
     Attributes:
         info: Its input.
-        channels: 1 or 3; None where it takes any.
+        channels: 1 or 3; None where any number is taken, which gives RGB.
         last: Whether the channels are the last axis.
     """
 
