@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Sequence
 from itertools import islice, zip_longest
 from pathlib import Path
 
@@ -68,27 +69,33 @@ def class_folders(source: str | Path) -> tuple[Path, ...]:
     path = Path(source)
     if not path.is_dir():
         return ()
-    entries = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    direct = [entry for entry in entries if suffix(entry)]
-    if any(suffix(entry) in ARRAYS for entry in direct):
+    with os.scandir(path) as found:  # it knows what is a folder without a look at each of 50,000 files
+        entries = [entry for entry in found if not entry.name.startswith(".")]
+    direct = [entry.name for entry in entries if suffix(Path(entry.name))]
+    if any(suffix(Path(name)) in ARRAYS for name in direct):
         return ()
-    folders = [entry for entry in entries if entry.is_dir() and next(_images(entry), None) is not None]
+    folders = sorted((Path(entry) for entry in entries if entry.is_dir() and _holds_image(entry)), key=lambda f: f.name)
     if direct and folders:
         raise DataError(
-            f"{path} holds images ({direct[0].name}) beside folders of images ({folders[0].name})",
+            f"{path} holds images ({min(direct)}) beside folders of images ({folders[0].name})",
             rule="a folder holds images, or one folder for each class",
-            remedy=f"Move one of them, or give a pattern such as {path / '*' / '*'}{suffix(direct[0])}",
+            remedy=f"Move one of them, or give a pattern such as {path / '*' / '*'}{suffix(Path(min(direct)))}",
         )
-    return tuple(sorted(folders, key=lambda folder: folder.name))
+    return tuple(folders)
 
 
 def images_in(folder: Path) -> tuple[Path, ...]:
     """The images of a folder, in natural order."""
-    return tuple(sorted(_images(folder), key=natural))
+    return tuple(sorted((file for file in folder.iterdir() if _is_image(file.name)), key=natural))
 
 
-def _images(folder: Path) -> Iterator[Path]:
-    return (file for file in folder.iterdir() if suffix(file) in IMAGES and not file.name.startswith("."))
+def _holds_image(folder: os.DirEntry[str]) -> bool:
+    with os.scandir(folder) as entries:  # ends at the first one
+        return any(_is_image(entry.name) for entry in entries)
+
+
+def _is_image(name: str) -> bool:
+    return suffix(Path(name)) in IMAGES and not name.startswith(".")
 
 
 def _by_folder(files: Sequence[Path]) -> list[tuple[Path, ...]]:
