@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fptq.config import PreprocessTable, Recipe, load_recipe
 from fptq.errors import ConfigError
-from fptq.feeds import PreprocessSpec
+from fptq.feeds import ImageSpec, PreprocessSpec
 
 
 def refused(options: dict[str, Any]) -> str:
@@ -74,8 +74,32 @@ def test_an_exception_to_a_wider_pattern_is_no_contradiction(keep_float: list[st
 
 def test_labels_need_volumes_and_a_task_that_reads_them() -> None:
     assert "labels without val" in refused({"labels": "masks/", "task": "segmentation"})
-    assert "--task segmentation" in refused({"labels": "masks/", "val": "scans/"})
+    assert "--task segmentation or --task classification" in refused({"labels": "masks/", "val": "scans/"})
     assert Recipe.of({"labels": "m/", "val": "v/", "task": "segmentation"}).labels == "m/"
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (
+            {"scale": 255, "window": [0, 1]},
+            "preprocess has scale, which is for images, and window, which is for volumes",
+        ),
+        ({"image_size": "small"}, "preprocess.image_size = 'small' should be"),
+        ({"image_size": [8, 0]}, "preprocess.image_size.1 = 0 should be greater"),
+        ({"scale": 0}, "scale = 0 should be greater than 0"),
+        ({"mean": 3}, "preprocess.mean = 3 should be"),
+    ],
+)
+def test_a_table_is_for_images_or_for_volumes(table: dict[str, Any], says: str) -> None:
+    assert says in refused({"preprocess": table})
+
+
+def test_a_table_for_images_is_saved_and_read(tmp_path: Path) -> None:
+    recipe = Recipe.of({"preprocess": {"image_size": 8, "mean": [0.5], "std": [0.25]}})
+    (tmp_path / "fptq.toml").write_text(recipe.to_toml(), encoding="utf-8")
+    assert load_recipe(tmp_path) == recipe
+    assert recipe.preprocess == PreprocessTable(image_size=(8, 8), mean=(0.5,), std=(0.25,))
 
 
 def test_one_pattern_may_stand_without_a_list() -> None:
@@ -99,7 +123,7 @@ def test_a_recipe_cannot_be_changed() -> None:
 
 
 def test_the_preprocess_table_says_what_the_preprocess_takes() -> None:
-    spec = {field.name: field.default for field in fields(PreprocessSpec)}
+    spec = {field.name: field.default for field in (*fields(PreprocessSpec), *fields(ImageSpec))}
     assert PreprocessTable().model_dump() == spec
 
 

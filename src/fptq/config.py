@@ -25,6 +25,8 @@ _PATHS = ("plan", "cache")
 _TAGS = ("function", "table")
 LIMITS: Final = ("max_size", "max_latency", "max_bops", "max_drop")
 """What a search must keep."""
+IMAGE_KEYS: Final = ("image_size", "image_resize", "mean", "std", "scale")
+"""The keys of the `[preprocess]` table that are for image files."""
 
 
 class _Options(BaseModel):
@@ -33,8 +35,15 @@ class _Options(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+_Pixels = Annotated[int, Field(ge=1)]
+
+
+def _square(value: object) -> object:
+    return (value, value) if isinstance(value, int) else value
+
+
 class PreprocessTable(_Options):
-    """The `[preprocess]` table: what a raw scan becomes before the network.
+    """The `[preprocess]` table: what a raw scan or an image file becomes before the network.
 
     Attributes:
         orientation: Axis codes of the network's grid, such as "RAS" or "LPS".
@@ -45,6 +54,11 @@ class PreprocessTable(_Options):
         size: Crop or pad around the centre to exactly this many voxels.
         multiple_of: Pad each axis up to a multiple of this, where `size` is not given.
         pad_value: What padding is filled with, after normalisation.
+        image_size: Of images: height and width of the central crop, or one number [pixels]; without it the network's.
+        image_resize: What the short side is resized to before; without it the crop * 256 / 224.
+        mean: Of each channel after the division by `scale`, or one for all; without it ImageNet's.
+        std: Likewise.
+        scale: What pixels of 0 to 255 are divided by; without it 255. Given alone, there is no other normalisation.
     """
 
     orientation: str = "RAS"
@@ -55,6 +69,16 @@ class PreprocessTable(_Options):
     size: tuple[int, int, int] | None = None
     multiple_of: int = Field(default=1, ge=1)
     pad_value: float = 0.0
+    image_size: Annotated[tuple[_Pixels, _Pixels], BeforeValidator(_square)] | None = None
+    image_resize: int | None = Field(default=None, ge=1)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    scale: float | None = Field(default=None, gt=0)
+
+    @property
+    def for_images(self) -> bool:
+        """Whether it describes image files, not volumes."""
+        return any(getattr(self, name) is not None for name in IMAGE_KEYS)
 
 
 def _kind(value: object) -> str:
@@ -79,7 +103,7 @@ class Recipe(_Options):
     Attributes:
         calib: Calibration data for the command line: folder, glob or `package.module:function`.
         val: Validation data, likewise.
-        labels: Their labels: a folder or glob.
+        labels: Their labels: a folder or glob of masks; the names of the classes for a classification.
         task: What the scores mean.
         engine: What the int8 model is made for; "auto" measures the installed engines and picks the fastest.
         recipe: How much is tried, each trial kept only where the output error on held-out samples falls: "fast"
@@ -120,7 +144,7 @@ class Recipe(_Options):
     calib: str | None = None
     val: str | None = None
     labels: str | None = None
-    task: Literal["generic", "segmentation"] = "generic"
+    task: Literal["generic", "segmentation", "classification"] = "generic"
     engine: Literal["auto", "onnxruntime", "openvino"] = "auto"
     recipe: Literal["auto", "fast", "best"] = "auto"
     observer: Literal["auto", "minmax", "moving-average", "percentile", "entropy", "lp"] = "auto"
@@ -256,16 +280,38 @@ def _check_consistency(recipe: Recipe, source: str) -> None:
                     remedy="Remove one of the two",
                 )
     _check_search(recipe, source)
+    _check_images(recipe.preprocess, source)
     if recipe.patch == ():
         raise ConfigError(f"{source}: patch is empty", rule="a window has a size on every spatial axis")
     if recipe.labels is not None and recipe.val is None:
         raise ConfigError(f"{source}: labels without val", rule="labels belong to volumes", remedy="Give --val too")
-    if recipe.labels is not None and recipe.task != "segmentation":
+    if recipe.labels is not None and recipe.task == "generic":
         raise ConfigError(
             f"{source}: labels with task = {recipe.task!r}",
-            rule="labels are masks for the segmentation task",
-            remedy="Give --task segmentation, or --metric package.module:function for scores of your own",
+            rule="labels are masks for a segmentation, or class names for a classification",
+            remedy="Give --task segmentation or --task classification, or --metric package.module:function "
+            "for scores of your own",
         )
+
+
+def _check_images(preprocess: object, source: str) -> None:
+    """A table describes volumes or images."""
+    if not isinstance(preprocess, PreprocessTable) or not preprocess.for_images:
+        return
+    given = preprocess.model_fields_set
+    volumes = sorted(name for name in given if name not in IMAGE_KEYS and _differs(preprocess, name))
+    if volumes:
+        images = next(name for name in IMAGE_KEYS if getattr(preprocess, name) is not None)
+        raise ConfigError(
+            f"{source}: preprocess has {images}, which is for images, and {volumes[0]}, which is for volumes",
+            rule="samples are of one kind",
+            remedy="Remove one of the two",
+        )
+
+
+def _differs(preprocess: PreprocessTable, name: str) -> bool:
+    # A saved recipe holds the defaults too.
+    return bool(getattr(preprocess, name) != PreprocessTable.model_fields[name].default)
 
 
 def _check_search(recipe: Recipe, source: str) -> None:

@@ -18,11 +18,17 @@ _FUNCTION = "package.module:function"
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"ONNX file, .pt2 program or {_FUNCTION}.")]
 Calib = Annotated[
     str | None,
-    typer.Option(metavar="DATA", help=f"Calibration data: folder or glob of .npz, .npy, .nii[.gz], or {_FUNCTION}."),
+    typer.Option(
+        metavar="DATA", help=f"Calibration data: folder or glob of images, .npz, .npy, .nii[.gz], or {_FUNCTION}."
+    ),
 ]
-Val = Annotated[str | None, typer.Option(metavar="DATA", help="Validation data, likewise.")]
-Labels = Annotated[str | None, typer.Option(metavar="DATA", help="Masks with the names of the validation volumes.")]
-Task = Annotated[str | None, typer.Option(metavar="generic|segmentation", help="What the scores mean.")]
+Val = Annotated[
+    str | None, typer.Option(metavar="DATA", help="Validation data, likewise; class folders for a classification.")
+]
+Labels = Annotated[
+    str | None, typer.Option(metavar="DATA", help="Masks with the names of the volumes, or a file of class names.")
+]
+Task = Annotated[str | None, typer.Option(metavar="generic|segmentation|classification", help="What the scores mean.")]
 Engine = Annotated[
     str | None, typer.Option(metavar="auto|onnxruntime|openvino", help="What will run it; auto measures and picks.")
 ]
@@ -65,7 +71,9 @@ Formats = Annotated[
 Trust = Annotated[bool, typer.Option("--trust", help="Read files that can execute code (.pt2).")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="What fptq quantize wrote.")]
-Data = Annotated[str, typer.Argument(metavar="DATA", help=f"Folder or glob of .npz, .npy, .nii[.gz], or {_FUNCTION}.")]
+Data = Annotated[
+    str, typer.Argument(metavar="DATA", help=f"Folder or glob of images, .npz, .npy, .nii[.gz], or {_FUNCTION}.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the results go.")]
 

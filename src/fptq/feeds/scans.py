@@ -18,7 +18,9 @@ from fptq.feeds.optional import optional
 from fptq.types import Array
 
 NIFTI = (".nii", ".nii.gz")
-SUFFIXES = (".npz", ".npy", *NIFTI)
+ARRAYS = (".npz", ".npy", *NIFTI)
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SUFFIXES = (*ARRAYS, *IMAGES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +52,12 @@ def stem(path: Path) -> str:
     return path.name[: len(path.name) - len(suffix(path))]
 
 
-def find_files(source: str | Path) -> tuple[Path, ...]:
+def find_files(source: str | Path, *, among: tuple[str, ...] = ARRAYS) -> tuple[Path, ...]:
     """The sample files of a folder, a glob pattern or one file, in natural order (2 before 10).
+
+    Args:
+        source: The folder, pattern or file.
+        among: The suffixes that count.
 
     Raises:
         DataError: There are none.
@@ -63,15 +69,15 @@ def find_files(source: str | Path) -> tuple[Path, ...]:
         found = [path]
     else:
         found = [Path(name) for name in glob.glob(str(source), recursive=True)]  # noqa: PTH207 (absolute patterns too)
-    files = [file for file in found if suffix(file) and not file.name.startswith(".") and file.is_file()]
+    files = [file for file in found if suffix(file) in among and not file.name.startswith(".") and file.is_file()]
     if not files:
         what = "does not exist" if not found and not path.is_dir() else f"holds none ({len(found)} other entries)"
         raise DataError(
             f"no samples: {source} {what}",
-            rule=f"samples are {', '.join(SUFFIXES)} files",
+            rule=f"samples are {', '.join(among)} files",
             remedy="Give a folder, a glob pattern or package.module:function",
         )
-    return tuple(sorted(files, key=_natural))
+    return tuple(sorted(files, key=natural))
 
 
 def read_arrays(path: Path) -> Array | tuple[Array, ...] | Mapping[str, Array]:
@@ -88,7 +94,7 @@ def read_arrays(path: Path) -> Array | tuple[Array, ...] | Mapping[str, Array]:
         with loaded:
             arrays = {name: loaded[name] for name in loaded.files}
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if arrays and list(arrays) == [f"arr_{i}" for i in range(len(arrays))]:
         return tuple(arrays.values())
     return arrays
@@ -115,7 +121,7 @@ def read_scan(path: Path) -> Scan:
         ValueError,
         zlib.error,
     ) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if not np.isfinite(volume).all():
         raise DataError(f"{path} has NaN or Inf values", rule="volumes are finite", remedy="Mend or drop this file")
     if volume.ndim > 3:
@@ -178,9 +184,11 @@ def single_array(path: Path) -> Array:
     return arrays[0]
 
 
-def _natural(path: Path) -> list[tuple[int, str]]:
+def natural(path: Path) -> list[tuple[int, str]]:
+    """The key that sorts 2 before 10."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path)) if part]
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def unreadable(path: Path, error: Exception) -> DataError:
+    """The error for a file that its reader refuses."""
     return DataError(f"{path} cannot be read: {type(error).__name__}: {error}", remedy="Mend or drop this file")

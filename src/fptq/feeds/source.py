@@ -18,25 +18,34 @@ import numpy as np
 from fptq.errors import DataError, OutputError
 from fptq.feeds.callables import load_callable, names_callable
 from fptq.feeds.conform import Inputs, as_array, conform
+from fptq.feeds.folders import find_samples, spread_samples
+from fptq.feeds.images import Image, image_array, read_image
 from fptq.feeds.preprocess import Preprocess, preprocessed
-from fptq.feeds.scans import NIFTI, Scan, find_files, read_arrays, read_scan, suffix
+from fptq.feeds.scans import IMAGES, NIFTI, Scan, read_arrays, read_scan, suffix
 from fptq.types import Array, Feeds
 
 
 def open_feeds(
-    source: object, inputs: Inputs, *, preprocess: Preprocess | None = None, limit: int | None = None
+    source: object,
+    inputs: Inputs,
+    *,
+    preprocess: Preprocess | None = None,
+    limit: int | None = None,
+    spread: int | None = None,
 ) -> Samples:
     """Samples by input name, read when they are needed, one in memory at a time.
 
     Args:
-        source: A folder, glob pattern or file of `.npz` (arrays named as the inputs), `.npy`, `.nii` or `.nii.gz`;
-            `package.module:function`, a function that returns an iterable; or an iterable of tensors, arrays, tuples
-            (what is left over, such as targets, is ignored) or mappings. An iterator, which can be walked only once,
-            is written to a temporary folder first.
+        source: A folder, glob pattern or file of `.npz` (arrays named as the inputs), `.npy`, `.nii`, `.nii.gz` or
+            images, which may lie in class folders; `package.module:function`, a function that returns an iterable; or
+            an iterable of tensors, arrays, tuples (what is left over, such as targets, is ignored) or mappings. An
+            iterator, which can be walked only once, is written to a temporary folder first.
         inputs: What the model takes.
         preprocess: Applied to each scan, and to each sample of other kinds that is one array. Scans larger than a
-            network of fixed size are cut to one patch around their brightest region.
+            network of fixed size are cut to one patch around their brightest region. Without a preprocess images are
+            prepared as for ImageNet.
         limit: Most runs to yield.
+        spread: Seed of an order of images in class folders whose beginning sees many classes; None: class by class.
 
     Raises:
         DataError: There is no sample, or one is not what the model takes (some are found only when walked).
@@ -44,18 +53,20 @@ def open_feeds(
     """
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit}", rule="at least one sample is needed")
-    items = open_items(source)
+    items = open_items(source, spread=spread, limit=limit)
     samples = Samples(_Prepared(items, inputs, preprocess), inputs, limit=limit)
     if isinstance(items, IterableItems) and isinstance(items.iterable, Iterator):
         return _spooled(samples, inputs)
     return samples
 
 
-def open_items(source: object) -> FileItems | IterableItems:
+def open_items(source: object, *, spread: int | None = None, limit: int | None = None) -> FileItems | IterableItems:
     """The samples of a source as they are, by name.
 
     Args:
         source: As for `open_feeds`; an iterator is not written anywhere, so it can be walked only once.
+        spread: As for `open_feeds`.
+        limit: How many are wanted of a spread; otherwise all are there.
 
     Raises:
         DataError: There are none.
@@ -64,12 +75,14 @@ def open_items(source: object) -> FileItems | IterableItems:
     if isinstance(source, str) and names_callable(source) and not Path(source).exists():
         source = load_callable(source)()
     if isinstance(source, str | Path):
-        return FileItems(find_files(source))
+        return FileItems(find_samples(source) if spread is None else spread_samples(source, seed=spread, limit=limit))
     return IterableItems(_walkable(source))
 
 
-def prepared(sample: object, *, preprocess: Preprocess | None, name: str) -> object:
-    """A sample after the user's preprocess, which applies to scans and to samples that are one array."""
+def prepared(sample: object, inputs: Inputs, *, preprocess: Preprocess | None, name: str) -> object:
+    """A sample after the user's preprocess, which applies to images, scans and samples that are one array."""
+    if isinstance(sample, Image):
+        return image_array(sample, inputs, preprocess=preprocess)
     if isinstance(sample, Scan):
         return preprocessed(sample.volume, sample.affine, preprocess=preprocess, name=name)
     if preprocess is None:
@@ -147,7 +160,7 @@ class FileItems:
 
     def __iter__(self) -> Iterator[tuple[str, object]]:
         for path in self.paths:
-            yield str(path), read_scan(path) if suffix(path) in NIFTI else read_arrays(path)
+            yield str(path), _read(path)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -181,8 +194,14 @@ class _Prepared:
         return len(self.items)
 
     def _fitted(self, name: str, sample: object) -> object:
-        value = prepared(sample, preprocess=self.preprocess, name=name)
+        value = prepared(sample, self.inputs, preprocess=self.preprocess, name=name)
         return _patch(np.asarray(value), self.inputs) if isinstance(sample, Scan) else value
+
+
+def _read(path: Path) -> object:
+    if suffix(path) in IMAGES:
+        return read_image(path)
+    return read_scan(path) if suffix(path) in NIFTI else read_arrays(path)
 
 
 def _only_array(sample: object, name: str) -> Array:

@@ -131,7 +131,7 @@ class _Network:
         return SegmentationTask(cases=(case,), network=network, preprocess=self.preprocess).segment(self.runner, case)
 
     def _outputs(self, name: str, sample: object) -> Feeds:
-        given = prepared(sample, preprocess=self.preprocess, name=name)
+        given = prepared(sample, self.model.inputs, preprocess=self.preprocess, name=name)
         scan = isinstance(sample, Scan) and _keeps_grid(self.model)
         if scan or self.recipe.task == "segmentation" or self.recipe.patch is not None:
             network = volume_input(self.model, self.recipe)

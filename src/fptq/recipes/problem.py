@@ -10,16 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fptq.cache import Cache
-from fptq.config import PreprocessTable, Recipe
+from fptq.config import IMAGE_KEYS, PreprocessTable, Recipe
 from fptq.errors import ConfigError, DataError
-from fptq.feeds import Part, Preprocess, PreprocessSpec, load_callable, open_feeds
+from fptq.feeds import Image, ImageSpec, Part, Preprocess, PreprocessSpec, image_array, load_callable, open_feeds
 from fptq.feeds.callables import names_callable
-from fptq.feeds.scans import Scan, find_files
-from fptq.feeds.source import FileItems
+from fptq.feeds.scans import Scan
+from fptq.feeds.source import open_items
 from fptq.graph.load import LoadOptions, Trust, load
-from fptq.graph.model import Model
-from fptq.tasks import MetricTask, SegmentationTask, Task, VolumeInput, open_cases
+from fptq.graph.model import Model, TensorInfo
+from fptq.tasks import ClassificationTask, MetricTask, SegmentationTask, Task, VolumeInput, open_cases, open_labelled
 from fptq.types import Feeds, FeedSource, Runner
 
 _HELD_OUT = 8
@@ -69,15 +71,15 @@ def open_problem(
     preprocess = preprocess_of(recipe)
     if isinstance(network, str) and names_callable(network) and not Path(network).exists():
         network = load_callable(network)()
-    calibration, examples = _peek(network, calibration)
+    calibration, examples = _peek(network, calibration, seed=recipe.seed)
     options = LoadOptions(dynamic=recipe.dynamic, trust=Trust.SOURCE if recipe.trust else Trust.NOTHING)
     raw = [_as_example(sample, network, preprocess) for sample in examples]
     model = load(network, example=raw[0] if raw else None, others=raw[1:], options=options)
-    samples = open_feeds(calibration, model.inputs, preprocess=preprocess, limit=recipe.samples)
+    samples = open_feeds(calibration, model.inputs, preprocess=preprocess, limit=recipe.samples, spread=recipe.seed)
     store = Cache(recipe.cache) if recipe.cache else Cache()
     warnings: list[str] = []
     if validation is not None:
-        held = open_feeds(validation, model.inputs, preprocess=preprocess, limit=_HELD_OUT)
+        held = open_feeds(validation, model.inputs, preprocess=preprocess, limit=_HELD_OUT, spread=recipe.seed)
         part: FeedSource = samples
         held_out = tuple(held)
     else:
@@ -111,13 +113,24 @@ def open_scored(
         recipe: The options.
         evaluate: A metric, in place of the recipe's.
         task: A ready-made task.
-        validation: Samples for the agreement, or volumes of a segmentation.
-        labels: Labels of the volumes.
+        validation: Samples for the agreement, volumes of a segmentation, or class folders of a classification.
+        labels: Labels of the volumes, or the names of the classes.
+
+    Raises:
+        ConfigError: A classification has nothing to classify.
     """
-    segmentation = recipe.task == "segmentation" and validation is not None
-    problem = open_problem(network, calibration, recipe, validation=None if segmentation else validation)
-    if task is None and segmentation:
+    if task is None and recipe.task == "classification" and validation is None:
+        raise ConfigError(
+            'task = "classification" without validation data',
+            rule="it is scored on images in a folder for each class",
+            remedy="Give --val a folder of class folders",
+        )
+    kind = recipe.task if validation is not None else "generic"
+    problem = open_problem(network, calibration, recipe, validation=validation if kind == "generic" else None)
+    if task is None and kind == "segmentation":
         task = segmentation_task(problem.model, recipe, str(validation), labels)
+    elif task is None and kind == "classification":
+        task = classification_task(problem.model, recipe, str(validation), labels)
     elif task is None and (metric := evaluate or recipe.metric) is not None:
         task = metric_task(problem.model, metric, recipe)
     return replace(problem, task=task)
@@ -129,7 +142,9 @@ def preprocess_of(recipe: Recipe) -> Preprocess | None:
         case None:
             return None
         case PreprocessTable() as table:
-            return PreprocessSpec(**table.model_dump())
+            given = table.model_dump()
+            images = {name: given.pop(name) for name in IMAGE_KEYS}
+            return ImageSpec(**images) if table.for_images else PreprocessSpec(**given)
         case str(name):
             found: Preprocess = load_callable(name)
             return found
@@ -162,6 +177,20 @@ def segmentation_task(model: Model, recipe: Recipe, volumes: str | Path, labels:
     return SegmentationTask(cases=open_cases(volumes, labels), network=network, preprocess=preprocess_of(recipe))
 
 
+def classification_task(
+    model: Model, recipe: Recipe, images: str | Path, classes: str | Path | None
+) -> ClassificationTask:
+    """Classification of a folder of class folders.
+
+    Raises:
+        DataError: The folders do not name the network's classes.
+    """
+    shape = model.outputs[0].shape or ()
+    count = next((size for size in shape[1:2] if isinstance(size, int)), None)
+    labelled = open_labelled(images, classes, count=count)
+    return ClassificationTask(images=labelled, inputs=model.inputs, preprocess=preprocess_of(recipe))
+
+
 def metric_task(model: Model, metric: object, recipe: Recipe) -> MetricTask:
     """The user's own metric, called as the user calls the network."""
     function = load_callable(metric) if isinstance(metric, str) else metric
@@ -178,7 +207,7 @@ def metric_task(model: Model, metric: object, recipe: Recipe) -> MetricTask:
     return MetricTask(metric=function, higher_is_better=recipe.higher_is_better, adapt=adapt)  # type: ignore[arg-type]
 
 
-def _peek(network: object, calibration: object) -> tuple[object, Sequence[object]]:
+def _peek(network: object, calibration: object, *, seed: int) -> tuple[object, Sequence[object]]:
     """The first raw samples, which a module is exported with; files are checked with random inputs instead."""
     if calibration is None:
         raise DataError("there is no calibration data", rule="ranges are found on samples", remedy="Give --calib")
@@ -187,7 +216,7 @@ def _peek(network: object, calibration: object) -> tuple[object, Sequence[object
     if isinstance(calibration, str) and names_callable(calibration) and not Path(calibration).exists():
         calibration = load_callable(calibration)()
     if isinstance(calibration, str | Path):
-        items = FileItems(find_files(calibration))
+        items = open_items(calibration, spread=seed, limit=_PEEKED)
         return calibration, [sample for _, sample in itertools.islice(items, _PEEKED)]
     if isinstance(calibration, Iterator):
         first = list(itertools.islice(calibration, _PEEKED))
@@ -198,6 +227,8 @@ def _peek(network: object, calibration: object) -> tuple[object, Sequence[object
 
 def _as_example(sample: object, network: object, preprocess: Preprocess | None) -> object:
     """A raw sample as the module takes it: scans are prepared, targets behind the inputs are left out."""
+    if isinstance(sample, Image):
+        return image_array(sample, _image_inputs(network), preprocess=preprocess)[None]
     if isinstance(sample, Scan):
         prepared = preprocess(sample.volume, sample.affine) if preprocess is not None else sample.volume
         return prepared[(None,) * (5 - prepared.ndim)]
@@ -205,6 +236,17 @@ def _as_example(sample: object, network: object, preprocess: Preprocess | None) 
     if isinstance(sample, tuple | list) and not recorded:
         return tuple(sample)[: _positional(network)]
     return sample
+
+
+def _image_inputs(network: object) -> tuple[TensorInfo, ...]:
+    """What a module that is not exported yet takes of an image: channels first, any size.
+
+    It is grey where its first kernel `[C_out, C_in, H, W]` is.
+    """
+    parameters: Iterable[Any] = getattr(network, "parameters", tuple)()
+    first = next((parameter for parameter in parameters if parameter.ndim == 4), None)
+    channels = 1 if first is not None and first.shape[1] == 1 else 3
+    return (TensorInfo(name="image", dtype=np.dtype(np.float32), shape=("n", channels, None, None)),)
 
 
 def _positional(network: object) -> int | None:

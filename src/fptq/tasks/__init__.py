@@ -3,14 +3,18 @@
 from fptq.tasks.agreement import Agreement, OutputAgreement, compare
 from fptq.tasks.base import Drop, Score, Scores, Task, paired_drop
 from fptq.tasks.cases import Case, open_cases
+from fptq.tasks.classification import ClassificationTask
 from fptq.tasks.generic import MetricTask
 from fptq.tasks.inference import VolumeInput
+from fptq.tasks.labelled import LabelledImages, open_labelled
 from fptq.tasks.segmentation import SegmentationTask
 
 __all__ = [
     "Agreement",
     "Case",
+    "ClassificationTask",
     "Drop",
+    "LabelledImages",
     "MetricTask",
     "OutputAgreement",
     "Score",
@@ -20,5 +24,6 @@ __all__ = [
     "VolumeInput",
     "compare",
     "open_cases",
+    "open_labelled",
     "paired_drop",
 ]
