@@ -1,0 +1,126 @@
+"""Covariances of a layer's inputs, added up row by row: all that the closed forms need to know of the samples.
+
+With rows `x` of the float network and `x_q` of the quantized one, `H = sum x_q x_q^T` and
+`C = sum (x - x_q) x_q^T`. The squared error of the layer with weights `V` in place of `W` is then, with `D = V - W`,
+`tr(D H D^T) - 2 tr(D (W C)^T) + floor`, where `floor = sum |W (x - x_q)|^2` is there whatever the weights are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from fptq.errors import DataError
+from fptq.reconstruct.products import Product
+
+CHUNK = 1 << 23
+"""Elements of the rows that are gathered at a time: 32 MB in f32."""
+
+Inputs = tuple[torch.Tensor, torch.Tensor]
+"""A layer's input in the float network, and in the quantized one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Covariance:
+    """What the samples say about a layer.
+
+    Attributes:
+        hessian: `H`, `[G, K, K]`.
+        cross: `C`, of the same shape; None where both networks feed the layer alike.
+        energy: Sum of the squared float outputs, biases left out.
+        floor: Sum of squared output errors that are there with unrounded weights.
+        rows: How many output positions were added up.
+    """
+
+    hessian: torch.Tensor
+    cross: torch.Tensor | None
+    energy: float
+    floor: float
+    rows: int
+
+    def excess(self, weight: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
+        """Squared error of each output channel beyond its share of the floor; below 0 where the change makes up for it.
+
+        Args:
+            weight: `W`, `[G, R, K]`.
+            changed: `V`, of the same shape.
+
+        Returns:
+            `[G, R]`.
+        """
+        difference = changed - weight
+        error = ((difference @ self.hessian) * difference).sum(-1)
+        if self.cross is None:
+            return error
+        return error - 2 * ((weight @ self.cross) * difference).sum(-1)
+
+    def error(self, weight: torch.Tensor, changed: torch.Tensor) -> float:
+        """Squared error of the layer's output relative to the squared output; 0 where there is no output."""
+        total = float(self.excess(weight, changed).double().sum()) + self.floor
+        return max(total, 0.0) / self.energy if self.energy > 0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Which output positions are looked at.
+
+    Attributes:
+        rows: At most so many of each sample, drawn without repetition.
+        seed: Of the generator.
+        chunk: Elements of rows in memory at a time.
+    """
+
+    rows: int
+    seed: int = 0
+    chunk: int = CHUNK
+
+    def chosen(self, count: int, sample: int) -> torch.Tensor:
+        """Numbers of positions out of `count`, i64[n], in ascending order."""
+        if count <= self.rows:
+            return torch.arange(count)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + sample)
+        return torch.randperm(count, generator=generator)[: self.rows].sort().values
+
+
+def covariance(product: Product, weight: torch.Tensor, inputs: Iterable[Inputs], draw: Draw) -> Covariance:
+    """Add up the covariances of a layer's inputs.
+
+    Args:
+        product: The layer.
+        weight: Its float weights, `[G, R, K]`.
+        inputs: Its inputs, one pair for each sample; walked once.
+        draw: Which positions are looked at.
+
+    Raises:
+        DataError: An input is not finite, or too large for its squares.
+    """
+    group, _, columns = weight.shape
+    hessian = weight.new_zeros(group, columns, columns)
+    cross, differs = torch.zeros_like(hessian), False
+    energy = floor = 0.0
+    rows = 0
+    for x, x_q in _rows(product, inputs, draw):
+        hessian.baddbmm_(x_q.mT, x_q)
+        energy += float((x @ weight.mT).square().sum())
+        rows += x.shape[1]
+        difference = x - x_q
+        if difference.any():
+            differs = True
+            cross.baddbmm_(difference.mT, x_q)
+            floor += float((difference @ weight.mT).square().sum())
+    if not hessian.isfinite().all():
+        raise DataError(f"the input {product.source.value!r} of {product.name!r} is not finite for these samples")
+    return Covariance(hessian=hessian, cross=cross if differs else None, energy=energy, floor=floor, rows=rows)
+
+
+def _rows(product: Product, inputs: Iterable[Inputs], draw: Draw) -> Iterator[Inputs]:
+    """Rows of both networks at the same positions, `[G, n, K]` each, a bounded number at a time."""
+    for sample, pair in enumerate(inputs):
+        both = tuple(product.windows(x) for x in pair)
+        chosen = draw.chosen(product.positions(both[0]), sample).to(both[0].device)
+        width = int(torch.Size(both[0].shape[-product.row_axes :]).numel())
+        step = max(draw.chunk // width, 1)
+        for part in (chosen[start : start + step] for start in range(0, len(chosen), step)):
+            yield product.rows(both[0], part), product.rows(both[1], part)
