@@ -55,6 +55,11 @@ class Product(ABC):
         return self.call.int("group", 1)
 
     @property
+    def channels(self) -> int:
+        """Number of output channels, of all groups."""
+        return self.shape[self.row_axis]
+
+    @property
     @abstractmethod
     def channel_axis(self) -> int:
         """The axis of the output that counts rows of the weight matrix."""
@@ -131,6 +136,10 @@ class Convolution(Product):
 
 class TransposedConvolution(Convolution):
     """ConvTranspose: weight `[C, O / group, *kernel]`."""
+
+    @property
+    def channels(self) -> int:
+        return self.group * self.shape[1]
 
     @property
     def row_axis(self) -> int:
