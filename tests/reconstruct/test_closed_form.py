@@ -465,7 +465,7 @@ def refit(weight: np.ndarray, spec: QuantizerSpec) -> UniformParams:
 
 
 def test_ridge_brings_low_bit_activations_nearer(net) -> None:
-    model, feeds, others = deep(net, 2), images(2, 40), images(2, 6, seed=9)
+    model, feeds, others = deep(net, 2), images(2, 40), images(2, 24, seed=9)
     encoding, executor = encoded(model, feeds, weight_bits=8, activation_bits=3), Executor.open(model)
     found = ridge_correction(executor, encoding, feeds, refit)
     kept = [gain for gain in found.gains if gain.kept]

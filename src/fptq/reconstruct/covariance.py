@@ -7,6 +7,7 @@ With rows `x` of the float network and `x_q` of the quantized one, `H = sum x_q 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -110,17 +111,34 @@ def covariance(product: Product, weight: torch.Tensor, inputs: Iterable[Inputs],
             differs = True
             cross.baddbmm_(difference.mT, x_q)
             floor += float((difference @ weight.mT).square().sum())
-    if not hessian.isfinite().all():
+    if not (hessian.isfinite().all() and math.isfinite(energy + floor)):
         raise DataError(f"the input {product.source.value!r} of {product.name!r} is not finite for these samples")
     return Covariance(hessian=hessian, cross=cross if differs else None, energy=energy, floor=floor, rows=rows)
 
 
 def _rows(product: Product, inputs: Iterable[Inputs], draw: Draw) -> Iterator[Inputs]:
-    """Rows of both networks at the same positions, `[G, n, K]` each, a bounded number at a time."""
+    """Rows of both networks at the same positions, `[G, n, K]` each: samples cut and joined to pieces of one size.
+
+    Pieces that are too thin would read and write all of `H` for a few rows.
+    """
+    waiting: list[Inputs] = []
+    room = 0
     for sample, pair in enumerate(inputs):
         both = tuple(product.windows(x) for x in pair)
         chosen = draw.chosen(product.positions(both[0]), sample).to(both[0].device)
-        width = int(torch.Size(both[0].shape[-product.row_axes :]).numel())
-        step = max(draw.chunk // width, 1)
-        for part in (chosen[start : start + step] for start in range(0, len(chosen), step)):
-            yield product.rows(both[0], part), product.rows(both[1], part)
+        size = max(draw.chunk // int(torch.Size(both[0].shape[-product.row_axes :]).numel()), 1)
+        while len(chosen):
+            room = room or size
+            part, chosen = chosen[:room], chosen[room:]
+            waiting.append((product.rows(both[0], part), product.rows(both[1], part)))
+            room -= len(part)
+            if not room:
+                yield _joined(waiting)
+                waiting = []
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(parts: list[Inputs]) -> Inputs:
+    exact, quantized = zip(*parts, strict=True)
+    return torch.cat(exact, dim=1), torch.cat(quantized, dim=1)

@@ -60,7 +60,7 @@ class Grid:
 
 
 def steps(
-    weight: torch.Tensor, grid: Grid, samples: Covariance, *, damping: float, asymmetry: Asymmetry, block: int = 128
+    weight: torch.Tensor, grid: Grid, samples: Covariance, *, damping: float, asymmetry: Asymmetry, block: int = 32
 ) -> torch.Tensor:
     """The steps that a matrix of weights is rounded to.
 
@@ -73,7 +73,8 @@ def steps(
         samples: Covariances of the layer's inputs.
         damping: `lambda`, relative to the mean of the diagonal of `X_q X_q^T`.
         asymmetry: How different inputs are made up for.
-        block: Columns between two updates of all columns behind; changes time, not results.
+        block: Columns between two updates of all columns behind; changes time, not results. A small one keeps the
+            many short steps inside it on one thread.
     """
     nearest = grid.nearest(weight)
     start = ridge(weight, samples, damping) if asymmetry == "ridge" else weight

@@ -36,7 +36,7 @@ class ClosedFormOptions:
 
     asymmetry: Asymmetry = "gptaq"
     damping: float = 0.01
-    strength: float = 0.1
+    strength: float = 1.0
     rows: int = 32768
     columns: int = 8192
     memory: int = 2 << 30
