@@ -38,7 +38,12 @@ def samples_of(columns: int, *, rows: int, shift: float = 0.0, seed: int = 0, gr
     noise = torch.randn(group, rows, columns, generator=generator, dtype=torch.float64)
     x_q = x + shift * (noise - 0.5 * x)
     cross = (x - x_q).mT @ x_q if shift else None
-    return Covariance(hessian=x_q.mT @ x_q, cross=cross, energy=1.0, floor=0.0, rows=rows)
+    return known(x_q.mT @ x_q, cross)
+
+
+def known(hessian: torch.Tensor, cross: torch.Tensor | None = None) -> Covariance:
+    mean = torch.zeros(hessian.shape[:2], dtype=hessian.dtype)
+    return Covariance(hessian=hessian, cross=cross, energy=1.0, floor=0.0, rows=1, mean=mean, mean_q=mean)
 
 
 def grid_of(weight: torch.Tensor, *, bits: int) -> Grid:
@@ -79,7 +84,7 @@ def test_much_better_than_nearest_where_inputs_are_correlated() -> None:
 
 def test_independent_inputs_are_rounded_to_nearest() -> None:
     diagonal = torch.diag_embed(torch.rand(1, 12, dtype=torch.float64) + 0.1)
-    samples = Covariance(hessian=diagonal, cross=None, energy=1.0, floor=0.0, rows=1)
+    samples = known(diagonal)
     weight = torch.randn(1, 6, 12, dtype=torch.float64)
     grid = grid_of(weight, bits=3)
     found = steps(weight, grid, samples, damping=0.01, asymmetry="gptaq")
@@ -150,7 +155,7 @@ def test_blocks_compute_what_the_formulas_say(shift: float, block: int) -> None:
 
 
 def test_inputs_that_are_always_zero_are_no_obstacle() -> None:
-    samples = Covariance(hessian=torch.zeros(1, 4, 4), cross=None, energy=0.0, floor=0.0, rows=3)
+    samples = known(torch.zeros(1, 4, 4))
     weight = torch.randn(1, 2, 4)
     grid = grid_of(weight, bits=4)
     assert torch.equal(steps(weight, grid, samples, damping=0.01, asymmetry="gptaq"), grid.nearest(weight))
@@ -538,3 +543,62 @@ def test_rounding_after_a_correction_aims_at_the_float_network(net) -> None:
     found = gptaq(corrected.executor, corrected.encoding, feeds, reference=reference)
     assert len(found.gains) == 5
     assert all(gain.after <= gain.before for gain in found.gains)
+
+
+def test_covariances_around_the_means_are_those_of_centred_rows(net) -> None:
+    model = conv_net(net, "Conv", 2, {"group": 2}, {})
+    product, _ = one_weight(model)
+    executor = Executor.open(model, dtype=torch.float64)
+    weight = product.matrix(executor.weights[product.weight.value])
+    x = torch.randn(2, 4, 6, 7, dtype=torch.float64) + 1.0
+    x_q = x + 0.3 * torch.rand_like(x)
+    samples = covariance(product, weight, [(x, x_q)], EVERY)
+    centred = samples.centred(weight)
+    every = torch.arange(samples.rows)
+    rows, rows_q = (product.rows(product.windows(each), every) for each in (x, x_q))
+    gap = (rows - rows_q) - (rows - rows_q).mean(1, keepdim=True)
+    around = rows_q - rows_q.mean(1, keepdim=True)
+    assert centred.cross is not None
+    assert torch.allclose(centred.hessian, around.mT @ around)
+    assert torch.allclose(centred.cross, gap.mT @ around)
+    assert centred.floor == pytest.approx(float((gap @ weight.mT).square().sum()))
+    changed = weight + 0.1
+    offset = samples.offset(weight, changed)
+    error = rows @ weight.mT - rows_q @ changed.mT - offset[:, None]
+    assert torch.allclose(error.mean(1), torch.zeros_like(offset), atol=1e-12)
+    assert centred.error(weight, changed) == pytest.approx(float(error.square().sum()) / samples.energy)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_biases_fitted_with_the_codes(net, rank: int) -> None:
+    n = net((1, 4, *[8] * rank))
+    n.conv(4, 8, rank=rank)
+    n("Relu")
+    n("Conv", n.stored(6, 8, *[1] * rank), kernel_shape=[1] * rank)
+    n("InstanceNormalization", n.stored(6, scale=1.0), n.stored(6))
+    n("ConvTranspose", n.stored(6, 4, *[2] * rank), kernel_shape=[2] * rank, strides=[2] * rank)
+    model, feeds, others = n.model(), images(rank, 16), images(rank, 6, seed=9)
+    encoding, executor = encoded(model, feeds, weight_bits=3), Executor.open(model)
+    found = gptaq(executor, encoding, feeds, options=ClosedFormOptions(biases="fit", rows=1 << 20))
+    assert [len(node.inputs) for node in found.executor.model.graph if "Conv" in node.op_type] == [3, 2, 3]
+    assert found.encoding.model_sha256 == found.executor.model.sha256
+    assert all(gain.after <= gain.before for gain in found.gains)
+    before = network_error(model, encoding, others)
+    assert network_error(found.executor.model, found.encoding, others, reference=model) < before
+    assert_file_equals_simulation(found.executor, found.encoding, others[:2])
+    means = [float(run_graph(model.graph_model, x)[model.outputs[0].name].mean()) for x in feeds]
+    quantized = materialize(found.executor.model, found.encoding)
+    again = [float(run_graph(quantized.graph_model, x)[model.outputs[0].name].mean()) for x in feeds]
+    assert np.mean(again) == pytest.approx(np.mean(means), abs=1e-4)
+
+
+def test_fitted_biases_of_gemms_respect_alpha_and_beta(net) -> None:
+    n = net((6, 8))
+    n("Gemm", n.stored(5, 8), n.stored(5), transB=1, alpha=0.5, beta=2.0)
+    model, rng = n.model(), np.random.default_rng(0)
+    feeds = [{"x": rng.standard_normal((6, 8)).astype(np.float32) + 1} for _ in range(10)]
+    encoding = encoded(model, feeds, weight_bits=3, granularity=PerTensor())
+    found = gptaq(Executor.open(model), encoding, feeds, options=ClosedFormOptions(biases="fit"))
+    quantized, name = materialize(found.executor.model, found.encoding), model.outputs[0].name
+    gaps = [run_graph(model.graph_model, x)[name] - run_graph(quantized.graph_model, x)[name] for x in feeds]
+    np.testing.assert_allclose(np.mean(gaps, axis=(0, 1)), 0, atol=1e-5)

@@ -20,14 +20,25 @@ from fptq.graph.placement import Placement
 from fptq.numerics import QuantizerSpec, UniformParams
 from fptq.plan.encoding import Encoding
 from fptq.plan.materialize import container_dtype
-from fptq.reconstruct.correction import output_correction
+from fptq.reconstruct.correction import biased, output_correction, rewritten
+from fptq.reconstruct.covariance import Covariance
 from fptq.reconstruct.gptaq import Grid, steps
+from fptq.reconstruct.lines import Allowed, mean_is_free
 from fptq.reconstruct.products import Product
 from fptq.reconstruct.ridge import ridge
-from fptq.reconstruct.task import ClosedForm, ClosedFormOptions, Gain, Task
+from fptq.reconstruct.task import MEASURED, ClosedForm, ClosedFormOptions, Gain, Task
 from fptq.types import Array, Feeds, Progress, silent
 
-__all__ = ["ClosedForm", "ClosedFormOptions", "Gain", "Refit", "gptaq", "output_correction", "ridge_correction"]
+__all__ = [
+    "MEASURED",
+    "ClosedForm",
+    "ClosedFormOptions",
+    "Gain",
+    "Refit",
+    "gptaq",
+    "output_correction",
+    "ridge_correction",
+]
 
 Refit: TypeAlias = Callable[[Array, QuantizerSpec], UniformParams]
 """Finds the numbers of the quantizer of a stored tensor."""
@@ -54,27 +65,43 @@ def gptaq(
         progress: Told after every layer.
 
     Returns:
-        The encoding with codes, in the integer type of the file.
+        The encoding with codes, in the integer type of the file; and the network, changed where biases are fitted.
 
     Raises:
         DataError: There is no sample, or one is not finite at some layer.
     """
     options = options or ClosedFormOptions()
-    task = Task.of(executor, encoding, feeds, options=options, reference=reference)
+    fits = options.biases == "fit"
+    started = biased(executor, encoding.plan) if fits else executor
+    task = Task.of(started, encoding, feeds, options=options, reference=reference or executor)
     codes, gains = dict(encoding.codes), []
+    biases: dict[str, tuple[str, Array]] = {}
     for product, weight in task.rounding(progress):
         samples = task.covariance(product, weight, range(len(task.walk)))
-        spec, params = encoding.plan.specs[product.weight], encoding.params[product.weight]
-        grid = Grid.of(product, spec, params).to(weight)
-        found = steps(weight, grid, samples, damping=options.damping, asymmetry=options.asymmetry)
-        nearest, rounded = grid.nearest(weight) * grid.scale, found * grid.scale
-        task.hook.weights[product.weight] = product.stored(rounded)
-        codes[product.weight] = _codes(product, found - grid.low, spec)
-        before, after = samples.error(weight, nearest), samples.error(weight, rounded)
-        gains.append(Gain(node=product.name, before=before, after=after))
-    return ClosedForm(
-        encoding=replace(encoding, codes=codes), executor=executor, gains=tuple(gains), skipped=tuple(task.skipped)
-    )
+        samples = samples.centred(weight) if fits and mean_is_free(product) else samples
+        codes[product.weight], rounded, gain = _rounded(task, product, weight, samples)
+        gains.append(gain)
+        if fits and Allowed.of(product, encoding.plan).offset is None:
+            biases[product.name] = task.shift(product, samples.offset(weight, rounded))
+    encoding, changed = replace(encoding, codes=codes), executor
+    if biases:
+        changed = rewritten(executor, biases)
+        notes = (*encoding.rewrites, f"biases of {len(biases)} layers fitted with their codes")
+        encoding = replace(encoding, model_sha256=changed.model.sha256, rewrites=notes)
+    return ClosedForm(encoding=encoding, executor=changed, gains=tuple(gains), skipped=tuple(task.skipped))
+
+
+def _rounded(
+    task: Task, product: Product, weight: torch.Tensor, samples: Covariance
+) -> tuple[Array, torch.Tensor, Gain]:
+    """A layer's codes, its rounded weights `[G, R, K]`, which the walk sees from now on, and what they gain."""
+    spec, params = task.hook.encoding.plan.specs[product.weight], task.hook.encoding.params[product.weight]
+    grid = Grid.of(product, spec, params).to(weight)
+    found = steps(weight, grid, samples, damping=task.options.damping, asymmetry=task.options.asymmetry)
+    rounded = found * grid.scale
+    task.hook.weights[product.weight] = product.stored(rounded)
+    before, after = (samples.error(weight, each) for each in (grid.nearest(weight) * grid.scale, rounded))
+    return _codes(product, found - grid.low, spec), rounded, Gain(node=product.name, before=before, after=after)
 
 
 @torch.no_grad()

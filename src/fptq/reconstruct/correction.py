@@ -46,7 +46,7 @@ def output_correction(
     """
     options = options or ClosedFormOptions()
     reference = reference or executor
-    task = Task.of(_biased(executor, encoding.plan), encoding, feeds, options=options, reference=reference)
+    task = Task.of(biased(executor, encoding.plan), encoding, feeds, options=options, reference=reference)
     fitted, held = task.halves()
     lines: dict[Product, Line] = {}
     gains = []
@@ -67,7 +67,7 @@ def output_correction(
     return _with_lines(executor, task, lines, gains)
 
 
-def _biased(executor: Executor, plan: Plan) -> Executor:
+def biased(executor: Executor, plan: Plan) -> Executor:
     """The network with a bias of 0 where a layer has none, and could have one."""
     found, _ = products(executor.model, plan)
     missing = {
@@ -75,10 +75,11 @@ def _biased(executor: Executor, plan: Plan) -> Executor:
         for product in found
         if len(product.call.node.inputs) < 3 and Allowed.of(product, plan).offset is None
     }
-    return _rewritten(executor, missing) if missing else executor
+    return rewritten(executor, missing) if missing else executor
 
 
-def _rewritten(executor: Executor, biases: Mapping[str, tuple[str, Array]]) -> Executor:
+def rewritten(executor: Executor, biases: Mapping[str, tuple[str, Array]]) -> Executor:
+    """The network with other biases: name and content for each node."""
     graph_model = executor.model.clone()
     with_biases(graph_model, biases)
     return Executor.open(executor.model.with_graph(graph_model), device=executor.device, dtype=executor.dtype)
@@ -110,7 +111,7 @@ def _with_lines(executor: Executor, task: Task, lines: Mapping[Product, Line], g
             if placement not in codes and weight is not None:
                 codes[placement] = quantize(weight, spec, params[placement]).astype(container_dtype(spec))
             params[placement] = scaled(product, spec, params[placement], line.slope)
-    changed = _rewritten(executor, biases) if biases else executor
+    changed = rewritten(executor, biases) if biases else executor
     note = f"slopes and offsets of the outputs of {len(lines)} layers"
     encoding = replace(
         encoding,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -33,6 +33,8 @@ class Covariance:
         energy: Sum of the squared float outputs, biases left out.
         floor: Sum of squared output errors that are there with unrounded weights.
         rows: How many output positions were added up.
+        mean: Mean row of the float network, `[G, K]`.
+        mean_q: Mean row of the quantized one.
     """
 
     hessian: torch.Tensor
@@ -40,6 +42,28 @@ class Covariance:
     energy: float
     floor: float
     rows: int
+    mean: torch.Tensor
+    mean_q: torch.Tensor
+
+    def centred(self, weight: torch.Tensor) -> Covariance:
+        """The same around the means: what is left to weights where a bias sets the mean of each output channel.
+
+        Args:
+            weight: `W`, `[G, R, K]`.
+        """
+        gap = self.mean - self.mean_q
+        cross = None if self.cross is None else self.cross - self.rows * gap[..., None] * self.mean_q[:, None]
+        shift = self.rows * float((weight @ gap[..., None]).square().sum())
+        return replace(
+            self,
+            hessian=self.hessian - self.rows * self.mean_q[..., None] * self.mean_q[:, None],
+            cross=cross,
+            floor=max(self.floor - shift, 0.0),
+        )
+
+    def offset(self, weight: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
+        """What a bias must add so that each output channel keeps its mean, `[G, R]`."""
+        return (weight @ self.mean[..., None] - changed @ self.mean_q[..., None])[..., 0]
 
     def excess(self, weight: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
         """Squared error of each output channel beyond its share of the floor; below 0 where the change makes up for it.
@@ -100,12 +124,13 @@ def covariance(product: Product, weight: torch.Tensor, inputs: Iterable[Inputs],
     group, _, columns = weight.shape
     hessian = weight.new_zeros(group, columns, columns)
     cross, differs = torch.zeros_like(hessian), False
-    energy = floor = 0.0
-    rows = 0
+    sums = torch.zeros(2, group, columns, dtype=torch.float64, device=weight.device)
+    energy, floor, rows = 0.0, 0.0, 0
     for x, x_q in _rows(product, inputs, draw):
         hessian.baddbmm_(x_q.mT, x_q)
         energy += float((x @ weight.mT).square().sum())
         rows += x.shape[1]
+        sums += torch.stack((x, x_q)).sum(2)
         difference = x - x_q
         if difference.any():
             differs = True
@@ -113,7 +138,16 @@ def covariance(product: Product, weight: torch.Tensor, inputs: Iterable[Inputs],
             floor += float((difference @ weight.mT).square().sum())
     if not (hessian.isfinite().all() and math.isfinite(energy + floor)):
         raise DataError(f"the input {product.source.value!r} of {product.name!r} is not finite for these samples")
-    return Covariance(hessian=hessian, cross=cross if differs else None, energy=energy, floor=floor, rows=rows)
+    mean, mean_q = (sums / max(rows, 1)).to(weight)
+    return Covariance(
+        hessian=hessian,
+        cross=cross if differs else None,
+        energy=energy,
+        floor=floor,
+        rows=rows,
+        mean=mean,
+        mean_q=mean_q,
+    )
 
 
 def _rows(product: Product, inputs: Iterable[Inputs], draw: Draw) -> Iterator[Inputs]:

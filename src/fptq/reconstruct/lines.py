@@ -105,11 +105,15 @@ class Allowed:
     @classmethod
     def of(cls, product: Product, plan: Plan) -> Allowed:
         """What a layer allows."""
-        reader = query.sole_reader(product.call.node.outputs[0])
-        if reader is not None and reader.op_type == "InstanceNormalization":
+        if _normalized(product):
             removed = "the InstanceNormalization behind it removes slopes and offsets"
             return cls(slope=removed, offset=removed)
         return cls(slope=_no_slope(product, plan), offset=_no_offset(product))
+
+
+def mean_is_free(product: Product) -> bool:
+    """Whether weights may shift the mean of each output channel: a bias sets it, or a normalisation removes it."""
+    return _normalized(product) or _no_offset(product) is None
 
 
 def chosen_line(fitted: Moments, held: Moments, allowed: Allowed) -> Line:
@@ -157,6 +161,11 @@ def with_biases(graph_model: ir.Model, biases: Mapping[str, tuple[str, Array]]) 
         graph_model.graph.register_initializer(added)
         node.resize_inputs(3)
         node.replace_input_with(2, added)
+
+
+def _normalized(product: Product) -> bool:
+    reader = query.sole_reader(product.call.node.outputs[0])
+    return reader is not None and reader.op_type == "InstanceNormalization"
 
 
 def _bias(node: ir.Node) -> ir.Value | None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
+import numpy as np
 import torch
 
 from fptq.errors import DataError
@@ -14,9 +16,10 @@ from fptq.plan.encoding import Encoding
 from fptq.plan.plan import Refusal
 from fptq.reconstruct.covariance import Covariance, Draw, covariance
 from fptq.reconstruct.gptaq import Asymmetry, Grid
+from fptq.reconstruct.lines import bias_name
 from fptq.reconstruct.products import Product, products
 from fptq.reconstruct.walk import Simulation, Walk
-from fptq.types import Feeds, Progress, silent
+from fptq.types import Array, Feeds, Progress, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,8 @@ class ClosedFormOptions:
 
     Attributes:
         asymmetry: GPTAQ only: how differences between float and quantized inputs are made up for.
+        biases: GPTAQ only: "fit" chooses weights for the outputs' variation alone and gives the means to the biases,
+            which changes the network; "keep" is GPTAQ as published.
         damping: `lambda` of GPTQ, relative to the mean of the diagonal of `H`: 0.01, or 0.1 for vision transformers.
         strength: `lambda` of the ridge correction, in the same units.
         rows: Output positions of a layer in all, drawn equally from all samples.
@@ -35,6 +40,7 @@ class ClosedFormOptions:
     """
 
     asymmetry: Asymmetry = "gptaq"
+    biases: Literal["keep", "fit"] = "keep"
     damping: float = 0.01
     strength: float = 1.0
     rows: int = 32768
@@ -42,6 +48,11 @@ class ClosedFormOptions:
     memory: int = 2 << 30
     held_out: int = 4
     seed: int = 0
+
+
+MEASURED = ClosedFormOptions(asymmetry="ridge", biases="fit", damping=0.1)
+"""What did best on a ResNet-18 of width 16 (FashionMNIST, 256 images, all layers, 2016 test images): W2A4 91.0 % and an
+output error of 0.023 where GPTAQ as published has 89.3 % and 0.33, nearest rounding 9.8 %; at W4A4 they are equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +164,15 @@ class Task:
         """Covariances of a layer's inputs over some samples."""
         draw = Draw(rows=max(self.options.rows // len(samples), 1), seed=self.options.seed)
         return covariance(product, weight, self.walk.inputs(product, samples), draw)
+
+    def shift(self, product: Product, offset: torch.Tensor) -> tuple[str, Array]:
+        """The float layer's bias and what a layer's means lack, `[G, R]`: from now on its bias; with its name."""
+        name = bias_name(product)
+        exact = self.reference.weights.get(name)
+        content = product.call.float("alpha", 1.0) / product.call.float("beta", 1.0) * offset.flatten().double().cpu()
+        content = content if exact is None else content + exact.double().cpu()
+        self.hook.biases[name] = content.to(self.executor.weights[name])
+        return name, np.asarray(content.numpy())
 
     def rounded(self, product: Product, weight: torch.Tensor, params: UniformParams) -> torch.Tensor:
         """A matrix of weights rounded to nearest."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 
@@ -15,9 +17,10 @@ from fptq.numerics.torch_uniform import fake_quantize_tensor
 from fptq.plan.encoding import Encoding
 from fptq.reconstruct.covariance import Inputs
 from fptq.reconstruct.products import Product
-from fptq.types import Feeds
+from fptq.types import Array, Feeds
 
-Values = dict[str, torch.Tensor]
+Values: TypeAlias = dict[str, torch.Tensor]
+State: TypeAlias = Mapping[str, Array | torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +74,10 @@ class Walk:
             feeds: The samples.
             hook: Quantizes.
         """
-        self._networks: tuple[tuple[Executor, Hook | None], ...] = ((reference, None), (executor, hook))
+        self._executors = (reference, executor)
         self._hook = hook
         self._cut = executor.input_names
-        self._states: list[tuple[Mapping[str, object], ...]] = [(dict(sample), dict(sample)) for sample in feeds]
+        self._states: list[tuple[State, State]] = [(sample, sample) for sample in feeds]
 
     def __len__(self) -> int:
         return len(self._states)
@@ -86,23 +89,22 @@ class Walk:
             product: The layer; none before it will change any more.
             memory: The cut stays where it is if the values there would need more bytes.
         """
-        model = self._networks[1][0].model
-        ahead = _live(model, product)
+        ahead = _live(self._executors[1].model, product)
         if ahead == self._cut:
             return
-        first = self._run(0, ahead)
+        runs = self._runs(ahead, range(len(self)))
+        first = next(runs)
         if memory < len(self) * sum(value.nbytes for values in first for value in values.values()):
             return
-        for index in range(len(self)):
-            self._states[index] = first if index == 0 else self._run(index, ahead)
+        for index, values in enumerate(itertools.chain([first], runs)):
+            self._states[index] = values
         self._cut = ahead
 
     def inputs(self, product: Product, samples: Iterable[int]) -> Iterator[Inputs]:
         """A layer's input in both networks, sample by sample."""
         name = product.source.value
-        for index in samples:
-            exact, quantized = (values[name] for values in self._run(index, (name,)))
-            yield exact, self._hook(product.source, quantized)
+        for exact, quantized in self._runs((name,), samples):
+            yield exact[name], self._hook(product.source, quantized[name])
 
     def outputs(self, product: Product, samples: Iterable[int]) -> Iterator[Inputs]:
         """A layer's output in both networks, before it is quantized itself."""
@@ -111,16 +113,17 @@ class Walk:
         def before(placement: Placement, tensor: torch.Tensor) -> torch.Tensor:
             return tensor if placement == Placement(name) else self._hook(placement, tensor)
 
-        for index in samples:
-            exact, quantized = self._run(index, (name,), before)
+        for exact, quantized in self._runs((name,), samples, before):
             yield exact[name], quantized[name]
 
-    def _run(self, index: int, names: tuple[str, ...], hook: Hook | None = None) -> tuple[Values, ...]:
-        hooks = (None, hook or self._hook)
-        return tuple(
-            executor.part(self._cut, names).run(state, hook=seen)  # type: ignore[arg-type]
-            for (executor, _), state, seen in zip(self._networks, self._states[index], hooks, strict=True)
-        )
+    def _runs(
+        self, names: tuple[str, ...], samples: Iterable[int], hook: Hook | None = None
+    ) -> Iterator[tuple[Values, Values]]:
+        """Values of both networks, sample by sample, from the cut as it is now."""
+        exact, quantized = (executor.part(self._cut, names) for executor in self._executors)
+        for index in samples:
+            states = self._states[index]
+            yield exact.run(states[0]), quantized.run(states[1], hook=hook or self._hook)
 
 
 def _live(model: Model, product: Product) -> tuple[str, ...]:
