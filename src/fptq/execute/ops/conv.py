@@ -76,7 +76,7 @@ def conv_transpose(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = 
     window, group = Window.of(call, weight.shape[2:]), call.int("group", 1)
     function = of_rank(_CONV_TRANSPOSE, call, window.rank)
     extra = call.ints("output_padding") or (0,) * window.rank
-    before, after = _cropped(call, window, x.shape[2:], extra)
+    before, after = crops_of(call, window, x.shape[2:], extra)
     # Torch crops both sides alike; a far side that is cropped less is the same as more output padding.
     far = tuple(map(lambda e, b, a: e + b - a, extra, before, after))
     limits = map(max, window.strides, window.dilations)
@@ -135,7 +135,7 @@ def _shared_out(totals: Sequence[int], *, upper: bool) -> Pads:
     return (smaller, larger) if upper else (larger, smaller)
 
 
-def _cropped(call: Call, window: Window, sizes: Sequence[int], extra: Sequence[int]) -> Pads:
+def crops_of(call: Call, window: Window, sizes: Sequence[int], extra: Sequence[int]) -> Pads:
     """The rows that a transposed convolution crops; negative where `output_shape` asks for more than there are."""
     auto, wanted = call.string("auto_pad", "NOTSET"), call.ints("output_shape")
     if wanted is None and auto in _SAME:
