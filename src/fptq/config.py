@@ -126,6 +126,12 @@ class Recipe(_Options):
         max_bops: Most bit operations of a run, such as "0.1x" or "120GBOPs".
         max_drop: Largest loss of the metric against the float network, in its unit.
         time_budget: How long the search may take, such as "10m"; the best so far is kept.
+        bits: One format for all layers but the ends, such as "w4a4"; codes narrower than 8 bits are emulated in 8.
+        method: How their rounding is found: "nearest", in closed form ("gptaq", "ridge"), or learned.
+        setting: What keeps 8 bits at the ends: "qdrop" the weights of the first and last layer and the input of the
+            last, "brecq" the output of the first one too.
+        iterations: Of a learned method for each block; without it the method's own.
+        memory: What learned methods may keep in RAM, such as "4GB"; beyond, on disk.
         formats: What a layer may become in a search, beside float: "w4a8" is weights of 4 bits, activations of 8.
         threads: CPU threads for one run; without it one for each core.
         dynamic: Which axes are dynamic: "auto", "none", or `input:axis=name,...`.
@@ -165,6 +171,13 @@ class Recipe(_Options):
     max_drop: float | None = Field(default=None, ge=0)
     time_budget: str | float | None = None
     formats: _Patterns = ("w8a8",)
+    bits: str | None = None
+    method: Literal[
+        "auto", "nearest", "gptaq", "ridge", "adaround", "brecq", "qdrop", "genie", "pd-quant", "ae-qdrop"
+    ] = "auto"
+    setting: Literal["qdrop", "brecq"] = "qdrop"
+    iterations: int | None = Field(default=None, ge=1)
+    memory: str = "4GB"
     threads: int | None = Field(default=None, ge=1)
     dynamic: str = Field(default="auto", min_length=1)
     samples: int | None = Field(default=None, ge=1)
@@ -280,6 +293,7 @@ def _check_consistency(recipe: Recipe, source: str) -> None:
                     remedy="Remove one of the two",
                 )
     _check_search(recipe, source)
+    _check_low_bits(recipe, source)
     _check_images(recipe.preprocess, source)
     if recipe.patch == ():
         raise ConfigError(f"{source}: patch is empty", rule="a window has a size on every spatial axis")
@@ -341,6 +355,28 @@ def _check_search(recipe: Recipe, source: str) -> None:
             rule="in a search the formats say how wide a layer may be",
             remedy=f"Use --format w{weights}a{activations}",
         )
+
+
+def _check_low_bits(recipe: Recipe, source: str) -> None:
+    """A format for all layers leaves nothing to a search or a plan, and what belongs to it needs it."""
+    changed = {"method", "setting", "iterations", "memory"} & recipe.model_fields_set
+    if recipe.bits is None and (named := next((n for n in changed if getattr(recipe, n) != _default(n)), None)):
+        raise ConfigError(
+            f"{source}: {named} = {getattr(recipe, named)!r} without bits",
+            rule="it says how a network of few bits is made",
+            remedy="Give --bits, such as w4a8",
+        )
+    other = [*recipe.limits, *(["plan"] if recipe.plan is not None else [])]
+    if recipe.bits is not None and other:
+        raise ConfigError(
+            f"{source}: bits = {recipe.bits!r} and {other[0]}",
+            rule="bits are one format for all layers, a search or a plan decides for each of them",
+            remedy="Drop one of them",
+        )
+
+
+def _default(name: str) -> object:
+    return Recipe.model_fields[name].default
 
 
 def _is_name(pattern: str) -> bool:

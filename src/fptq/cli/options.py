@@ -68,6 +68,14 @@ Formats = Annotated[
     list[str] | None,
     typer.Option("--format", metavar="w4a8", help="Search: what a layer may be beside float; may be repeated."),
 ]
+Bits = Annotated[str | None, typer.Option(metavar="w4a8", help="One format for all layers but the ends.")]
+Method = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="With --bits: nearest, gptaq, ridge, adaround, brecq, qdrop, genie, ..."),
+]
+Setting = Annotated[str | None, typer.Option(metavar="qdrop|brecq", help="With --bits: what keeps 8 bits at the ends.")]
+Iterations = Annotated[int | None, typer.Option(metavar="N", help="With --bits: learning steps for each block.")]
+Memory = Annotated[str | None, typer.Option(metavar="4GB", help="With --bits: what learning may keep in RAM.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Read files that can execute code (.pt2).")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="What fptq quantize wrote.")]

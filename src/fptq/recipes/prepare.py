@@ -28,6 +28,7 @@ from fptq.search import Candidates, Outcome
 from fptq.types import Progress, silent
 
 if TYPE_CHECKING:
+    from fptq.recipes.lowbit import Repair
     from fptq.recipes.mixed import Mix
 
 
@@ -48,6 +49,7 @@ class Prepared:
         calibration_s: Seconds of the pass over the samples.
         warnings: What the user must know before trusting or using the result.
         mix: The search that chose a precision for every layer; None where there was none.
+        repair: How a network of few bits was made; None where it is none.
     """
 
     engine: Engine
@@ -61,6 +63,7 @@ class Prepared:
     calibration_s: float
     warnings: tuple[str, ...] = ()
     mix: Mix | None = None
+    repair: Repair | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

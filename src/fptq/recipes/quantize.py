@@ -14,6 +14,7 @@ from fptq.engines.cpu import safe_weight_bits
 from fptq.errors import ConfigError, EngineError
 from fptq.recipes.choose_engine import engines_to_try, one_engine
 from fptq.recipes.evidence import judge
+from fptq.recipes.lowbit import low_bit
 from fptq.recipes.mixed import find_mix
 from fptq.recipes.prepare import Placed, Prepared, placed, prepare
 from fptq.recipes.problem import Problem, open_scored
@@ -66,7 +67,8 @@ def quantize(
     problem = open_scored(
         model, calibration, recipe, evaluate=evaluate, task=task, validation=validation, labels=labels
     )
-    prepared, because = (_mixed if recipe.limits else _for_best_engine)(problem, progress)
+    way = _mixed if recipe.limits else _low_bit if recipe.bits is not None else _for_best_engine
+    prepared, because = way(problem, progress)
     report = judge(problem, prepared, command=command or _call(recipe), because=because, progress=progress)
     return Result(report=report, prepared=prepared, problem=problem)
 
@@ -89,6 +91,12 @@ def _mixed(problem: Problem, progress: Progress) -> tuple[Prepared, str]:
         mix=mix,
     )
     return prepared, because
+
+
+def _low_bit(problem: Problem, progress: Progress) -> tuple[Prepared, str]:
+    """The network in few bits, and why it is for that engine."""
+    engine, because = one_engine(problem, progress)
+    return low_bit(problem, engine, progress=progress), because
 
 
 def _for_best_engine(problem: Problem, progress: Progress) -> tuple[Prepared, str]:

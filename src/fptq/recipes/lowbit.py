@@ -1,0 +1,233 @@
+"""A network of few bits: one format for all layers but the ends, and a method that repairs what rounding breaks."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from fptq.calibrate import Statistics, collect, needed, solve, weight_params
+from fptq.engines import Engine
+from fptq.errors import MissingExtra
+from fptq.graph.model import Model
+from fptq.plan import PROFILES, Encoding, Plan, materialize, place
+from fptq.plan.edges import WIDE, edges_of
+from fptq.recipes.formats import Format
+from fptq.recipes.observers import Pair, calibration_options, first_pair
+from fptq.recipes.prepare import Prepared, policy_of, rewritten
+from fptq.recipes.problem import Problem
+from fptq.recipes.trials import Trials
+from fptq.types import Progress, silent
+
+if TYPE_CHECKING:
+    from fptq.execute import Executor
+
+_JUDGED = 3
+"""Calibration samples that show how far a method fits its own data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaired:
+    """What a method did for a layer or block.
+
+    Attributes:
+        name: Its name.
+        before: Its error with nearest rounding, in the method's own unit.
+        after: Its error with what the method found.
+        kept: Whether that was kept.
+    """
+
+    name: str
+    before: float
+    after: float
+    kept: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """How a network of few bits was made.
+
+    Attributes:
+        format: Such as "w4a4".
+        method: Its name.
+        setting: What kept eight bits at the ends.
+        seconds: Time of the method.
+        nearest_db: Output SQNR with nearest rounding, on held-out samples [dB].
+        held_out_db: With the method.
+        calibration_db: With the method, on samples that it learned from: far above `held_out_db` it has over-fitted.
+        units: Its layers or blocks, in order.
+        notes: What a reader must know.
+    """
+
+    format: str
+    method: str
+    setting: str
+    seconds: float
+    nearest_db: float
+    held_out_db: float
+    calibration_db: float
+    units: tuple[Repaired, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """A network of few bits with nearest rounding, and what a method needs.
+
+    Attributes:
+        problem: The samples, and the recipe: method, iterations, memory, seed.
+        executor: Runs the float network.
+        encoding: The numbers.
+        observers: Which found them.
+        progress: Told how the method advances.
+    """
+
+    problem: Problem
+    executor: Executor
+    encoding: Encoding
+    observers: Pair
+    progress: Progress
+
+
+Outcome = tuple[Model, Encoding, tuple[Repaired, ...], tuple[str, ...]]
+"""The float network that the encoding belongs to, the encoding, what was done for whom, notes."""
+
+
+def low_bit(problem: Problem, engine: Engine, *, progress: Progress = silent) -> Prepared:
+    """Quantize to the recipe's bits by its method.
+
+    Args:
+        problem: The network and its samples.
+        engine: The target; its placement is used, codes narrower than 8 bits are emulated in 8.
+        progress: Told how calibration and the method advance.
+
+    Raises:
+        ConfigError: The bits are no format.
+        MissingExtra: torch is not installed.
+    """
+    try:
+        from fptq.execute import Executor, verify
+    except ImportError as error:
+        raise MissingExtra("torch", extra="torch", purpose="Repairing a network of few bits") from error
+    recipe = problem.recipe
+    given = Format.parse(recipe.bits or "")
+    model = rewritten(problem, PROFILES[engine.name].passes)
+    plan = low_bit_plan(model, given, problem, engine)
+    pair = first_pair(recipe)[0], "lp" if given.weights < WIDE else "minmax"
+    options = calibration_options(recipe, pair, problem.threads)
+    asked, clock = needed(plan, [options.observer]), time.perf_counter()
+    statistics = collect(model, asked, problem.calibration, options=options.run, store=problem.store, progress=progress)
+    calibration_s = time.perf_counter() - clock
+    executor = Executor.open(model)
+    verify(model, problem.held_out[0], executor=executor)
+    encoding = solve(model, plan, statistics, options=options)
+    start = Start(problem=problem, executor=executor, encoding=encoding, observers=pair, progress=progress)
+    clock = time.perf_counter()
+    outcome = METHODS[recipe.method](start)
+    repair = _judged(start, engine, outcome, time.perf_counter() - clock)
+    return _prepared(engine, outcome, repair, statistics=statistics, calibration_s=calibration_s, pair=pair)
+
+
+def low_bit_plan(model: Model, given: Format, problem: Problem, engine: Engine) -> Plan:
+    """The engine's placement in a format, with eight bits at the ends."""
+    profile = PROFILES[engine.name]
+    plan = place(model, profile, profile.variants[0], policy_of(problem.recipe))
+    wide = edges_of(model, plan).wide(problem.recipe.setting)
+    return given.plan(plan).with_specs({placement: plan.specs[placement] for placement in wide})
+
+
+def _prepared(
+    engine: Engine, outcome: Outcome, repair: Repair, *, statistics: Statistics, calibration_s: float, pair: Pair
+) -> Prepared:
+    model, encoding, _, _ = outcome
+    return Prepared(
+        engine=engine,
+        float_model=model,
+        encoding=encoding,
+        model=materialize(model, encoding),
+        statistics=statistics,
+        outcome=None,
+        tried=(),
+        observers=pair,
+        calibration_s=calibration_s,
+        warnings=repair.notes,
+        repair=repair,
+    )
+
+
+def _judged(start: Start, engine: Engine, outcome: Outcome, seconds: float) -> Repair:
+    """The repair with its output errors, on the engine."""
+    model, encoding, units, notes = outcome
+    recipe = start.problem.recipe
+    with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
+        trials = Trials(problem=start.problem, engine=engine, folder=Path(folder))
+        nearest, held_out = trials.sqnr(start.executor.model, start.encoding), trials.sqnr(model, encoding)
+        seen = tuple(itertools.islice(start.problem.calibration, _JUDGED))
+        trials = Trials(problem=replace(start.problem, held_out=seen), engine=engine, folder=Path(folder))
+        calibration = trials.sqnr(model, encoding)
+    given = Format.parse(recipe.bits or "")
+    emulated = (f"{recipe.bits}: emulated, codes live in 8 bits in model.onnx",) if given.emulated else ()
+    return Repair(
+        format=recipe.bits or "",
+        method=recipe.method,
+        setting=recipe.setting,
+        seconds=seconds,
+        nearest_db=nearest,
+        held_out_db=held_out,
+        calibration_db=calibration,
+        units=units,
+        notes=(*emulated, *notes),
+    )
+
+
+def _nearest(start: Start) -> Outcome:
+    return start.executor.model, start.encoding, (), ()
+
+
+def _gptaq(start: Start) -> Outcome:
+    from fptq.reconstruct.closed_form import ClosedFormOptions
+
+    return _rounded(start, ClosedFormOptions(seed=start.problem.recipe.seed))
+
+
+def _measured(start: Start) -> Outcome:
+    from fptq.reconstruct.task import MEASURED
+
+    return _rounded(start, replace(MEASURED, seed=start.problem.recipe.seed))
+
+
+def _rounded(start: Start, options: Any) -> Outcome:
+    from fptq.reconstruct.closed_form import gptaq
+
+    made = gptaq(start.executor, start.encoding, start.problem.calibration, options=options, progress=start.progress)
+    return _closed_form(made)
+
+
+def _ridge(start: Start) -> Outcome:
+    from fptq.reconstruct.closed_form import ridge_correction
+
+    options = calibration_options(start.problem.recipe, start.observers)
+    made = ridge_correction(
+        start.executor,
+        start.encoding,
+        start.problem.calibration,
+        lambda weight, spec: weight_params(weight, spec, options.weight_observer),
+    )
+    return _closed_form(made)
+
+
+def _closed_form(made: Any) -> Outcome:
+    units = tuple(Repaired(name=g.node, before=g.before, after=g.after, kept=g.kept) for g in made.gains)
+    notes = tuple(f"{refusal.node} keeps nearest rounding: {refusal.reason}" for refusal in made.skipped)
+    return made.executor.model, made.encoding, units, notes
+
+
+METHODS: Mapping[str, Callable[[Start], Outcome]] = MappingProxyType(
+    {"auto": _measured, "nearest": _nearest, "gptaq": _gptaq, "ridge": _ridge}
+)
+"""What finds the codes, by the recipe's name for it."""
