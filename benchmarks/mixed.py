@@ -24,7 +24,7 @@ from mixed_subjects import BRAIN, FASHION, NAMES, prepared, stacked
 PARTS = ("solver", "networks", "control", "floor")
 CHOOSING = 2
 """Calibration samples, or batches of them, that are run to choose between assignments."""
-SEEN = {FASHION: {"right": (200, 1000, 3000), "probability": (50, 200, 1000)}, BRAIN: {"dice": (8, 16)}}
+SEEN = {FASHION: {"right": (75, 150, 300), "probability": (75, 150)}, BRAIN: {"dice": (8, 16)}}
 """Samples that a search sees, by subject and score."""
 
 

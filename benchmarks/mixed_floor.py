@@ -29,12 +29,14 @@ from peers.scores import SCORES
 from tables import number, table
 
 CONFIDENCE = 0.95
-POINTS = 12
+POINTS = 10
 RESAMPLES = 2000
 """Of the bootstrap: a fifth of the default, the quantiles' noise averages out over the splits."""
 FORMATS: Mapping[str, tuple[str, ...]] = {FASHION: ("w8a8", "w4a8", "w4a4", "w2a4"), BRAIN: ("w8a8",)}
-IMAGES, HEADS = 6000, 40
-BATCH = 500
+IMAGES, HEADS = 1500, 40
+LARGEST = {FASHION: 0.2, BRAIN: 1.0}
+"""Size of the most accurate point over the float network's: above it nothing is lost that a search could miss."""
+BATCH = 100
 
 Scores = NDArray[np.float64]
 
@@ -113,8 +115,9 @@ class Broken:
 def scored(name: str, folder: Folder) -> Iterator[Scored]:
     """The fronts of a subject, by metric; from the files of an earlier run where they are there."""
     subject = opened(folder, FORMATS[name], engine=ENGINES[name])
-    points = front(subject.table, "size", points=POINTS)
-    kept = folder.root / "scores.npz"
+    limits = {"size": LARGEST[name] * subject.floats["size"]}
+    points = front(subject.table, "size", points=POINTS, limits=limits)
+    kept = folder.root / f"scores_{LARGEST[name]:g}.npz"
     if not kept.exists():
         found = _image_scores(subject, points) if name == FASHION else _head_scores(subject, points, folder)
         np.savez(kept, **found)

@@ -282,8 +282,8 @@ def weighted_square(
         tiles: As in `tiled_square`.
     """
     others = [axis for axis in range(1, gradient.ndim) if axis != channels % gradient.ndim]
-    if not others:
-        return tiled_square(gradient * (changed - exact), channels=channels, tiles=tiles)
+    if not others or gradient.numel() <= 4 * _PART:
+        return tiled_square((changed - exact).mul_(gradient), channels=channels, tiles=tiles)
     along, size = others[0], gradient.shape[others[0]]
     rows = math.ceil(size / tiles)
     step, total = max(1, _PART * size // max(gradient.numel(), 1)), 0.0
@@ -308,6 +308,8 @@ def tiled_square(products: torch.Tensor, *, channels: int = 1, tiles: int = _TIL
     """
     if products.ndim < 2:
         return float(products.double().square().sum())
+    if tiles == 1:
+        return float(products.flatten(1).sum(1).double().square().sum())
     return float(_by_tile(products.sum(channels), tiles).double().square().sum())
 
 

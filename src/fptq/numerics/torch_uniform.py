@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fptq.numerics.params import UniformParams
-from fptq.numerics.spec import QuantizerSpec
+from fptq.numerics.spec import PerTensor, QuantizerSpec
 from fptq.types import Array
 
 _PART = 1 << 16
@@ -73,6 +73,10 @@ def pack(x: torch.Tensor, spec: QuantizerSpec, params: UniformParams) -> Packed:
 
 def _numbers(x: torch.Tensor, spec: QuantizerSpec, params: UniformParams) -> tuple[torch.Tensor, Any, Any]:
     """The scale, and the last step on either side."""
+    if isinstance(spec.granularity, PerTensor):
+        zero_point = int(params.zero_point)
+        scale = torch.tensor(params.scale, dtype=x.dtype, device=x.device)
+        return scale, spec.qmin - zero_point, spec.qmax - zero_point
     scales, zero_points = params.expanded(spec, tuple(x.shape))
     scale = torch.tensor(scales, dtype=x.dtype, device=x.device)
     return scale, _bound(spec.qmin - zero_points, x), _bound(spec.qmax - zero_points, x)
