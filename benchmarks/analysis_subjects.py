@@ -25,8 +25,8 @@ from fptq.graph.load import load
 from fptq.graph.model import Model
 from fptq.graph.write import save
 from fptq.plan import PROFILES, Encoding, load_encoding, place, save_encoding
+from fptq.recipes.formats import Format
 from fptq.recipes.sensitivity import FORMATS
-from fptq.recipes.study import bits_of
 from fptq.types import Feeds
 from layout import HERE
 from measure import read_samples
@@ -111,8 +111,7 @@ def _make(name: str, folder: Path) -> None:
     plan = place(model, profile, profile.variants[0])
     statistics = collect(model, needed(plan, [options.observer]), found.samples)
     for one in FORMATS:
-        weights, activations = bits_of(one)
-        wide = plan.with_bits({p: weights if p in plan.weights else activations for p in plan.specs})
+        wide = Format.parse(one).plan(plan)
         (folder / one).mkdir(parents=True, exist_ok=True)
         save_encoding(solve(model, wide, statistics, options=options), folder / one)
     (folder / "samples").mkdir(exist_ok=True)

@@ -6,23 +6,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-import numpy as np
-
 from fptq.analyze import Sensitivity
-from fptq.analyze.cost import FLOAT, costs_of, multiplications, shapes_of
+from fptq.analyze.cost import shapes_of
 from fptq.analyze.mixed import mixed_encoding
 from fptq.config import Recipe
+from fptq.engines import engine_named
 from fptq.execute import Executor
 from fptq.graph.model import Model
 from fptq.plan.encoding import Encoding
+from fptq.recipes.costs import cost_table
 from fptq.recipes.problem import open_problem
 from fptq.recipes.study import open_study
 from fptq.search import Assignment, Options
-from fptq.search.table import monotone
 from fptq.types import Feeds, silent
 from layout import Folder
-
-REST = "(everything else)"
 
 
 @dataclass(frozen=True)
@@ -81,32 +78,15 @@ def opened(folder: Folder, formats: Sequence[str], *, engine: str = "openvino") 
     # Samples that are held out would be missing from the calibration; here agreement is measured elsewhere.
     calibration = str(folder.calibration)
     problem = open_problem(str(folder.float_model), calibration, recipe, validation=calibration)
-    study = open_study(problem, engine, formats, silent)
+    study = open_study(problem, engine_named(engine), formats, silent)
     found = study.sensitivity("fisher", silent)
+    shapes = shapes_of(Executor.open(study.model), study.samples[0])
     return Subject(
         model=study.model,
         encodings=study.encodings,
         found=found,
-        table=_table(study.model, study.encodings, found, study.samples[0]),
+        table=cost_table(study, found, shapes, target=None, progress=silent),
         engine=engine,
-    )
-
-
-def _table(model: Model, encodings: Mapping[str, Encoding], found: Sensitivity, sample: Feeds) -> Options:
-    shapes = shapes_of(Executor.open(model), sample)
-    known = costs_of(model, found.units, {name: encoding.plan for name, encoding in encodings.items()}, shapes)
-    whole = {
-        "size": 4.0 * model.parameter_count,
-        "bops": 32.0 * 32.0 * sum(multiplications(node, shapes) for node in model.graph),
-    }
-    loss = np.hstack([np.zeros((len(found.units), 1)), found.loss])
-    costs = {"size": known.size, "bops": known.bops}
-    rest = {name: [whole[name] - values[:, 0].sum()] * (1 + len(encodings)) for name, values in costs.items()}
-    return Options(
-        items=(*(unit.name for unit in found.units), REST),
-        formats=(FLOAT, *encodings),
-        loss=np.vstack([monotone(loss), [0.0, *[np.nan] * len(encodings)]]),
-        costs={name: np.vstack([values, rest[name]]) for name, values in costs.items()},
     )
 
 
