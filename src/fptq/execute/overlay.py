@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fptq.execute import Hook
+from fptq.execute.executor import Hook
 from fptq.graph.placement import Placement
+from fptq.numerics import dequantize
 from fptq.numerics.torch_uniform import fake_quantize_tensor
 from fptq.plan.encoding import Encoding
 
@@ -17,7 +18,7 @@ Seen = Callable[[Placement, torch.Tensor], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Overlay:
-    """A hook that fake-quantizes the placements of an encoding.
+    """A hook that fake-quantizes the placements of an encoding; weights with learned codes become those.
 
     Attributes:
         encoding: What becomes what.
@@ -40,8 +41,15 @@ class Overlay:
         if placement not in self.encoding.plan.weights:
             return fake_quantize_tensor(tensor, spec, self.encoding.params[placement])
         if placement not in self.weights:
-            self.weights[placement] = fake_quantize_tensor(tensor, spec, self.encoding.params[placement])
+            self.weights[placement] = self._weight(placement, tensor)
         return self.weights[placement]
+
+    def _weight(self, placement: Placement, tensor: torch.Tensor) -> torch.Tensor:
+        spec, params = self.encoding.plan.specs[placement], self.encoding.params[placement]
+        codes = self.encoding.codes.get(placement)
+        if codes is None:
+            return fake_quantize_tensor(tensor, spec, params)
+        return torch.from_numpy(dequantize(codes, spec, params)).to(tensor.device, tensor.dtype)
 
 
 def watching(see: Seen) -> Hook:
