@@ -14,7 +14,7 @@ import torch
 
 from analysis_subjects import Opened, opened
 from fptq.analyze import fisher_sensitivity, split
-from fptq.analyze.objective import natural, projection
+from fptq.execute.objective import natural, projection
 from fptq.graph.placement import Placement
 from peers.common import forget_peak, memory_mb
 

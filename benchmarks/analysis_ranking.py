@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 
 from analysis_subjects import Opened
 from fptq.analyze import SensitivityOptions, fisher_sensitivity, leave_one_in
-from fptq.analyze.objective import natural
+from fptq.execute.objective import natural
 from fptq.types import Feeds
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta
 
 import fashion
-from fptq.analyze.overlay import Overlay
+from fptq.execute.overlay import Overlay
 from fptq.search import Assignment, front
 from fptq.search.accuracy import Floor, control
 from layout import Folder

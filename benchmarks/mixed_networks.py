@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fptq.analyze.mixed import encoding_losses
-from fptq.analyze.objective import Objective
+from fptq.execute.objective import Objective
 from fptq.errors import BudgetError
 from fptq.plan.encoding import Encoding
 from fptq.search import Assignment, solve

@@ -11,9 +11,9 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
-from fptq.analyze.overlay import watching
 from fptq.analyze.units import Unit
 from fptq.execute import Executor
+from fptq.execute.overlay import watching
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from fptq.analyze.overlay import Overlay, watching
 from fptq.analyze.units import Site, Unit
 from fptq.execute import Executor
+from fptq.execute.overlay import Overlay, watching
 from fptq.graph.placement import Placement
 from fptq.plan.encoding import Encoding
 from fptq.types import Feeds, FeedSource, Progress, silent

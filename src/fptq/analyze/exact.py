@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fptq.analyze.objective import Objective, loss
-from fptq.analyze.overlay import Overlay
 from fptq.analyze.sensitivity import Sensitivity
 from fptq.analyze.units import Unit
 from fptq.execute import Executor, Hook
+from fptq.execute.objective import Objective, loss
+from fptq.execute.overlay import Overlay
 from fptq.graph.model import Model
 from fptq.plan.encoding import Encoding
 from fptq.types import FeedSource, Progress, silent

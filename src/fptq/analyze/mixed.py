@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 
 from fptq.analyze.cost import FLOAT
-from fptq.analyze.objective import Objective, loss
-from fptq.analyze.overlay import Overlay
 from fptq.analyze.units import Unit
 from fptq.execute import Executor
+from fptq.execute.objective import Objective, loss
+from fptq.execute.overlay import Overlay
 from fptq.graph.model import Model
 from fptq.plan.encoding import Encoding
 from fptq.plan.plan import Refusal

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fptq.analyze.objective import Objective, projection
-from fptq.analyze.overlay import Overlay
 from fptq.analyze.units import Site, Unit
 from fptq.errors import ModelError
 from fptq.execute import Executor
+from fptq.execute.objective import Objective, projection
+from fptq.execute.overlay import Overlay
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement

@@ -6,14 +6,15 @@ gradient with respect to the scale is that of LSQ (Esser et al. 2020, arXiv 1902
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from fptq.numerics.params import UniformParams
-from fptq.numerics.spec import PerTensor, QuantizerSpec
+from fptq.numerics.spec import Granularity, PerBlock, PerChannel, PerTensor, QuantizerSpec
 from fptq.types import Array
 
 _PART = 1 << 16
@@ -65,10 +66,31 @@ def pack(x: torch.Tensor, spec: QuantizerSpec, params: UniformParams) -> Packed:
     """
     x = x.detach()
     scale, low, high = _numbers(x, spec, params)
-    lowest, highest = int((spec.qmin - params.zero_point).min()), int((spec.qmax - params.zero_point).max())
-    fitting = (t for t in (torch.int8, torch.int16) if torch.iinfo(t).min <= lowest and highest <= torch.iinfo(t).max)
     steps = _to_steps(x, torch.empty_like(x), scale, low, high)
-    return Packed(steps=steps.to(next(fitting, torch.int32)), scale=scale)
+    return Packed(steps=steps.to(_fitting(spec, params)), scale=scale)
+
+
+def packed_codes(codes: Array, spec: QuantizerSpec, params: UniformParams, *, like: torch.Tensor) -> Packed:
+    """A tensor whose codes are known.
+
+    Args:
+        codes: Integers of the tensor's shape, in the range of `spec`.
+        spec: The quantizer.
+        params: Its numbers.
+        like: A tensor of the dtype and device that the result has.
+    """
+    scales, zero_points = params.expanded(spec, codes.shape)
+    steps = torch.tensor(codes.astype(np.int32) - zero_points.astype(np.int32), device=like.device)
+    return Packed(
+        steps=steps.to(_fitting(spec, params)), scale=torch.tensor(scales, dtype=like.dtype, device=like.device)
+    )
+
+
+def _fitting(spec: QuantizerSpec, params: UniformParams) -> torch.dtype:
+    """The narrowest integer type that holds all codes minus their zero points."""
+    lowest, highest = int((spec.qmin - params.zero_point).min()), int((spec.qmax - params.zero_point).max())
+    kinds = (torch.int8, torch.int16)
+    return next((t for t in kinds if torch.iinfo(t).min <= lowest and highest <= torch.iinfo(t).max), torch.int32)
 
 
 def _numbers(x: torch.Tensor, spec: QuantizerSpec, params: UniformParams) -> tuple[torch.Tensor, Any, Any]:
@@ -98,6 +120,36 @@ def _parts(x: torch.Tensor, result: torch.Tensor) -> Iterable[tuple[torch.Tensor
     if x.device.type != "cpu" or x.numel() <= _PART or not (x.is_contiguous() and result.is_contiguous()):
         return [(x, result)]
     return zip(torch.split(x.view(-1), _PART), torch.split(result.view(-1), _PART), strict=True)
+
+
+def clipped_steps(ratio: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Codes counted from the zero point, of `x / scale`.
+
+    Args:
+        ratio: Any shape.
+        low: Lowest step; broadcasts against `ratio`.
+        high: Highest step.
+    """
+    return torch.clamp(round_through(ratio), low, high)
+
+
+def expanded(values: torch.Tensor, granularity: Granularity, shape: Sequence[int]) -> torch.Tensor:
+    """Numbers of a quantizer, such as its scales, that broadcast against a tensor; gradients pass.
+
+    Args:
+        values: Of `scale_shape(granularity, shape)`.
+        granularity: What shares a number.
+        shape: The tensor's.
+    """
+    match granularity:
+        case PerTensor():
+            return values
+        case PerChannel(axis=axis):
+            view = [1] * len(shape)
+            view[axis] = shape[axis]
+            return values.reshape(view)
+        case PerBlock(axis=axis, size=size):
+            return values.repeat_interleave(size, axis).narrow(axis, 0, shape[axis])
 
 
 def round_through(x: torch.Tensor) -> torch.Tensor:

@@ -135,8 +135,8 @@ class Study:
 
     def _computed(self, method: str, units: Sequence[Unit], progress: Progress) -> Sensitivity:
         from fptq.analyze import SensitivityOptions, fisher_sensitivity, leave_one_in
-        from fptq.analyze.objective import natural
         from fptq.execute import Executor, verify
+        from fptq.execute.objective import natural
 
         executor, objective = Executor.open(self.model), natural(self.model)
         verify(self.model, self.samples[0], executor=executor)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fptq.execute import Hook
+from fptq.execute.executor import Hook
 from fptq.graph.placement import Placement
-from fptq.numerics.torch_uniform import Packed, fake_quantize_tensor, pack
+from fptq.numerics.torch_uniform import Packed, fake_quantize_tensor, pack, packed_codes
 from fptq.plan.encoding import Encoding
 
 Seen = Callable[[Placement, torch.Tensor], None]
@@ -17,7 +17,7 @@ Seen = Callable[[Placement, torch.Tensor], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Overlay:
-    """A hook that fake-quantizes the placements of an encoding.
+    """A hook that fake-quantizes the placements of an encoding; weights with learned codes become those.
 
     Attributes:
         encoding: What becomes what.
@@ -40,8 +40,14 @@ class Overlay:
         if placement not in self.encoding.plan.weights or tensor.requires_grad:
             return fake_quantize_tensor(tensor, spec, self.encoding.params[placement])
         if placement not in self.weights:
-            self.weights[placement] = pack(tensor, spec, self.encoding.params[placement])
+            self.weights[placement] = self._packed(placement, tensor)
         return self.weights[placement].unpacked()
+
+    def _packed(self, placement: Placement, tensor: torch.Tensor) -> Packed:
+        """A stored tensor by its learned codes, or rounded to nearest."""
+        spec, params = self.encoding.plan.specs[placement], self.encoding.params[placement]
+        codes = self.encoding.codes.get(placement)
+        return pack(tensor, spec, params) if codes is None else packed_codes(codes, spec, params, like=tensor)
 
 
 def watching(see: Seen) -> Hook:

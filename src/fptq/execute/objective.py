@@ -36,9 +36,23 @@ def loss(objective: Objective, reference: Outputs, other: Outputs) -> float:
 
     Networks that return whole numbers alone lose the share of values that differ.
     """
-    terms = [_loss(objective, reference[name].detach(), other[name].detach()) for name in _floating(reference)]
-    terms = terms or [float((value != other[name]).double().mean()) for name, value in reference.items()]
-    return sum(terms) / len(terms)
+    exact, found = ({name: tensor.detach().double() for name, tensor in side.items()} for side in (reference, other))
+    if not floating(reference):
+        return sum(float((exact[name] != found[name]).double().mean()) for name in exact) / len(exact)
+    return float(difference(objective, {name: exact[name] for name in floating(reference)}, found))
+
+
+def difference(objective: Objective, reference: Outputs, other: Outputs, *, temperature: float = 1.0) -> torch.Tensor:
+    """The loss as a tensor, with its gradient; the mean over the floating-point outputs.
+
+    Args:
+        objective: Which.
+        reference: The float network's outputs, at least one of floating point.
+        other: The quantized network's.
+        temperature: Logits are divided by it before they become probabilities (Hinton et al. 2015, arXiv 1503.02531).
+    """
+    terms = [_difference(objective, reference[name], other[name], temperature) for name in floating(reference)]
+    return torch.stack(terms).mean()
 
 
 def projection(objective: Objective, outputs: Outputs, generator: torch.Generator) -> torch.Tensor:
@@ -53,7 +67,7 @@ def projection(objective: Objective, outputs: Outputs, generator: torch.Generato
         outputs: The float network's outputs, with their graph.
         generator: Source of the draw, on the CPU.
     """
-    terms = [_projection(objective, outputs[name], generator) for name in _floating(outputs)]
+    terms = [_projection(objective, outputs[name], generator) for name in floating(outputs)]
     return torch.stack(terms).sum() / math.sqrt(len(terms)) if terms else torch.zeros(())
 
 
@@ -62,19 +76,20 @@ def class_axis(output: torch.Tensor) -> int:
     return 2 if output.ndim == 3 else 1
 
 
-def _floating(outputs: Outputs) -> list[str]:
+def floating(outputs: Outputs) -> list[str]:
+    """Names of the outputs that have gradients."""
     return [name for name, tensor in outputs.items() if tensor.is_floating_point()]
 
 
-def _loss(objective: Objective, reference: torch.Tensor, other: torch.Tensor) -> float:
+def _difference(objective: Objective, reference: torch.Tensor, other: torch.Tensor, temperature: float) -> torch.Tensor:
     match objective:
         case Objective.SQUARED:
             power = reference.square().sum().clamp_min(1e-30)
-            return float((reference - other).square().sum() / power)
+            return (reference - other).square().sum() / power
         case Objective.KL:
             axis = class_axis(reference)
-            p, q = (torch.log_softmax(tensor.double(), axis) for tensor in (reference, other))
-            return float((p.exp() * (p - q)).sum(axis).mean())
+            p, q = (torch.log_softmax(tensor / temperature, axis) for tensor in (reference, other))
+            return (p.exp() * (p - q)).sum(axis).mean()
 
 
 def _projection(objective: Objective, output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
