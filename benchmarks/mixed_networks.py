@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from fptq.analyze.mixed import encoding_losses
-from fptq.execute.objective import Objective
 from fptq.errors import BudgetError
+from fptq.execute.objective import Objective
 from fptq.plan.encoding import Encoding
 from fptq.search import Assignment, solve
 from fptq.search.baselines import greedy, uniform

@@ -68,7 +68,7 @@ def test_what_is_chosen_was_measured_and_never_breaks_the_floor(
     metric = Metric(drops, noise=noise)
     floor = Floor(max_drop=max_drop, resamples=500)
     outcome = control(points(len(drops)), metric, floats=FLOATS, floor=floor)
-    assert outcome.evaluations == len(metric.calls) == len(set(metric.calls)) <= math.ceil(math.log2(len(drops) + 1))
+    assert outcome.evaluations == len(metric.calls) == len(set(metric.calls)) <= 1 + math.ceil(math.log2(len(drops)))
     if outcome.best is None:
         assert not any(verdict.passes for verdict in outcome.tried)
         return
@@ -109,6 +109,14 @@ def test_bisection_breaks_the_floor_no_more_often_than_one_test_would(wrong: int
     assert broken / searches <= 0.05 + 2.5 * math.sqrt(0.05 * 0.95 / searches)
 
 
+def test_a_cheapest_point_that_passes_is_all_that_is_measured() -> None:
+    metric = Metric([0.001] * 16, noise=0.001)
+    outcome = control(points(16), metric, floats=FLOATS, floor=Floor(max_drop=0.01))
+    assert outcome.best is not None
+    assert metric.calls == [0]
+    assert outcome.complete
+
+
 def test_when_no_point_passes_the_network_stays_float() -> None:
     outcome = control(points(4), Metric([0.5] * 4), floats=FLOATS, floor=Floor(max_drop=0.01))
     assert outcome.best is None
@@ -123,7 +131,7 @@ def test_measurements_that_contradict_the_prediction_are_noted() -> None:
     metric = Metric([0.05, 0.04, 0.03, 0.025, 0.02, 0.015, 0.04, 0.0], noise=0.0001)
     outcome = control(front, metric, floats=FLOATS, floor=floor)
     assert outcome.best is not None
-    assert metric.calls == [4, 6, 7]
+    assert metric.calls == [0, 4, 6, 7]
     assert outcome.notes == (
         "6 x float, 2 x int8, size 7MB loses 0.03998, surely more than 4 x float, 4 x int8, size 5MB with 0.02, "
         "although less was predicted: a cheaper point than the chosen one may pass too",
@@ -131,7 +139,8 @@ def test_measurements_that_contradict_the_prediction_are_noted() -> None:
 
 
 def test_differences_within_the_noise_contradict_nothing() -> None:
-    outcome = control(points(8), Metric([0.001] * 8, noise=0.01), floats=FLOATS, floor=Floor(max_drop=0.05))
+    metric = Metric([0.2, *[0.001] * 7], noise=0.01)
+    outcome = control(points(8), metric, floats=FLOATS, floor=Floor(max_drop=0.05))
     assert outcome.evaluations == 4
     assert outcome.notes == ()
 
@@ -179,7 +188,7 @@ class Clock:
 @pytest.mark.parametrize(("seconds", "evaluations"), [(5.0, 1), (19.0, 1), (25.0, 2), (1000.0, 4)])
 def test_the_time_budget_ends_the_search_with_the_best_so_far(seconds: float, evaluations: int) -> None:
     """Each evaluation takes 10 s: one that would not end in time is not begun; the first one always is."""
-    clock, metric = Clock(), Metric([0.0] * 8)
+    clock, metric = Clock(), Metric([0.5, *[0.0] * 7])
 
     def slow(assignment: Assignment) -> np.ndarray:
         clock.now += 10
@@ -188,16 +197,20 @@ def test_the_time_budget_ends_the_search_with_the_best_so_far(seconds: float, ev
     floor = Floor(max_drop=0.01, seconds=seconds, clock=clock)
     outcome = control(points(8), slow, floats=FLOATS, floor=floor)
     assert outcome.evaluations == evaluations
-    assert outcome.best is not None
     assert outcome.complete == (evaluations == 4)
-    assert outcome.complete or outcome.notes[0].startswith(f"stopped by the time budget of {seconds:g} s: the best so")
+    assert (outcome.best is None) == (evaluations == 1)
+    stopped, kept = (
+        f"stopped by the time budget of {seconds:g} s",
+        ": the best so" if outcome.best else " before a point",
+    )
+    assert outcome.complete or outcome.notes[0].startswith(stopped + kept)
 
 
 def test_an_interrupt_keeps_the_best_so_far() -> None:
-    metric = Metric([0.0] * 8)
+    metric = Metric([0.5, *[0.0] * 7])
 
     def interrupted(assignment: Assignment) -> np.ndarray:
-        if len(metric.calls) == 2:
+        if len(metric.calls) == 3:
             raise KeyboardInterrupt
         return metric(assignment)
 
@@ -216,13 +229,13 @@ def broken(result: Callable[[], object]) -> str:
 def test_a_metric_that_raises_is_named_with_the_point() -> None:
     message = broken(lambda: 1 // 0)
     assert message == (
-        "the metric raised ZeroDivisionError for layer0 as float, layer1 as int8: integer division or modulo by zero. "
+        "the metric raised ZeroDivisionError for layer0 as int8, layer1 as int8: integer division or modulo by zero. "
         "See the traceback with --debug."
     )
 
 
 def test_scores_that_are_no_numbers_are_named_with_the_point() -> None:
-    where = "for layer0 as float, layer1 as int8"
+    where = "for layer0 as int8, layer1 as int8"
     assert f"the metric returned nan {where}, sample 3" in broken(
         lambda: np.where(np.arange(SAMPLES) == 3, np.nan, FLOATS)
     )
@@ -243,7 +256,7 @@ def test_an_engine_that_fails_is_not_blamed_on_the_metric() -> None:
 
     with pytest.raises(EngineError) as error:
         control(points(2), failing, floats=FLOATS, floor=Floor(max_drop=0.01))
-    assert error.value.__notes__ == ["while measuring layer0 as float, layer1 as int8"]
+    assert error.value.__notes__ == ["while measuring layer0 as int8, layer1 as int8"]
 
 
 @pytest.mark.parametrize(

@@ -74,3 +74,13 @@ def test_a_front_of_an_unknown_cost_is_refused() -> None:
         front(random_table(0, 2), "memory")
     with pytest.raises(ConfigError, match="points = 1 is out of range"):
         front(random_table(0, 2), "size", points=1)
+
+
+def test_points_lie_where_the_loss_changes() -> None:
+    # Twenty layers that lose next to nothing, and three on which everything depends.
+    loss = np.zeros((23, 2))
+    loss[:20, 1], loss[20:, 1] = 1e-9, (0.01, 0.1, 1.0)
+    size = np.tile([4.0, 1.0], (23, 1)) * np.where(np.arange(23) < 20, 1000, 10)[:, None]
+    names = tuple(f"layer{i}" for i in range(23))
+    points = front(Options(items=names, formats=("float", "int8"), loss=loss, costs={"size": size}), "size", points=8)
+    assert sum(point.loss > 1e-3 for point in points) == 3

@@ -9,7 +9,7 @@ import torch
 
 from fptq.execute.executor import Hook
 from fptq.graph.placement import Placement
-from fptq.numerics.torch_uniform import Packed, fake_quantize_tensor, pack, packed_codes
+from fptq.numerics.torch_uniform import Numbers, Packed, pack, packed_codes, quantized_by
 from fptq.plan.encoding import Encoding
 
 Seen = Callable[[Placement, torch.Tensor], None]
@@ -23,25 +23,36 @@ class Overlay:
         encoding: What becomes what.
         only: Placements to quantize; None: all of them.
         weights: Stored tensors quantized once, as integers: they are the same in every run. Filled as they are met.
+        numbers: Of activations with one scale, which small layers would wait for. Filled likewise.
     """
 
     encoding: Encoding
     only: Collection[Placement] | None = None
     weights: dict[Placement, Packed] = field(default_factory=dict, repr=False)
+    numbers: dict[Placement, Numbers] = field(default_factory=dict, repr=False)
 
     def restricted(self, only: Collection[Placement]) -> Overlay:
         """The overlay for some placements; quantized weights are shared."""
-        return Overlay(encoding=self.encoding, only=frozenset(only), weights=self.weights)
+        return Overlay(encoding=self.encoding, only=frozenset(only), weights=self.weights, numbers=self.numbers)
 
     def __call__(self, placement: Placement, tensor: torch.Tensor) -> torch.Tensor:
         spec = self.encoding.plan.specs.get(placement)
         if spec is None or (self.only is not None and placement not in self.only):
             return tensor
         if placement not in self.encoding.plan.weights or tensor.requires_grad:
-            return fake_quantize_tensor(tensor, spec, self.encoding.params[placement])
+            return quantized_by(tensor, self._numbers(placement, tensor))
         if placement not in self.weights:
             self.weights[placement] = self._packed(placement, tensor)
         return self.weights[placement].unpacked()
+
+    def _numbers(self, placement: Placement, tensor: torch.Tensor) -> Numbers:
+        spec, params = self.encoding.plan.specs[placement], self.encoding.params[placement]
+        known = self.numbers.get(placement)
+        if known is None or (known.scale.dtype, known.scale.device) != (tensor.dtype, tensor.device):
+            known = Numbers.of(tensor, spec, params)
+            if not params.scale.shape:
+                self.numbers[placement] = known
+        return known
 
     def _packed(self, placement: Placement, tensor: torch.Tensor) -> Packed:
         """A stored tensor by its learned codes, or rounded to nearest."""

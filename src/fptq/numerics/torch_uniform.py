@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -29,13 +29,44 @@ def fake_quantize_tensor(x: torch.Tensor, spec: QuantizerSpec, params: UniformPa
         spec: The quantizer.
         params: Its numbers.
     """
-    scale, low, high = _numbers(x, spec, params)
+    return quantized_by(x, Numbers.of(x, spec, params))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """A quantizer's numbers for tensors of one shape, dtype and device.
+
+    Attributes:
+        scale: Broadcasts against them.
+        low: The lowest code minus the zero point: a number, or a tensor that broadcasts.
+        high: The highest.
+    """
+
+    scale: torch.Tensor
+    low: Any
+    high: Any
+
+    @classmethod
+    def of(cls, x: torch.Tensor, spec: QuantizerSpec, params: UniformParams) -> Self:
+        """The numbers for tensors like `x`; with one scale for all, those of any shape."""
+        if isinstance(spec.granularity, PerTensor):
+            zero_point = int(params.zero_point)
+            scale = torch.tensor(params.scale, dtype=x.dtype, device=x.device)
+            return cls(scale=scale, low=spec.qmin - zero_point, high=spec.qmax - zero_point)
+        scales, zero_points = params.expanded(spec, tuple(x.shape))
+        scale = torch.tensor(scales, dtype=x.dtype, device=x.device)
+        return cls(scale=scale, low=_bound(spec.qmin - zero_points, x), high=_bound(spec.qmax - zero_points, x))
+
+
+def quantized_by(x: torch.Tensor, numbers: Numbers) -> torch.Tensor:
+    """`fake_quantize_tensor` with numbers that are used again."""
+    scale, low, high = numbers.scale, numbers.low, numbers.high
     if x.requires_grad and torch.is_grad_enabled():
         steps = torch.clamp(round_through(x / scale), low, high)
         return steps * scale + 0.0  # adding 0 turns -0.0 into 0.0
     result = torch.empty_like(x)
     for part, out in _parts(x, result) if scale.ndim == 0 else [(x, result)]:
-        _to_steps(part, out, scale, low, high).mul_(scale).add_(0.0)
+        _to_steps(part, out, numbers).mul_(scale).add_(0.0)
     return result
 
 
@@ -65,9 +96,9 @@ def pack(x: torch.Tensor, spec: QuantizerSpec, params: UniformParams) -> Packed:
         params: Its numbers.
     """
     x = x.detach()
-    scale, low, high = _numbers(x, spec, params)
-    steps = _to_steps(x, torch.empty_like(x), scale, low, high)
-    return Packed(steps=steps.to(_fitting(spec, params)), scale=scale)
+    numbers = Numbers.of(x, spec, params)
+    steps = _to_steps(x, torch.empty_like(x), numbers)
+    return Packed(steps=steps.to(_fitting(spec, params)), scale=numbers.scale)
 
 
 def packed_codes(codes: Array, spec: QuantizerSpec, params: UniformParams, *, like: torch.Tensor) -> Packed:
@@ -93,20 +124,9 @@ def _fitting(spec: QuantizerSpec, params: UniformParams) -> torch.dtype:
     return next((t for t in kinds if torch.iinfo(t).min <= lowest and highest <= torch.iinfo(t).max), torch.int32)
 
 
-def _numbers(x: torch.Tensor, spec: QuantizerSpec, params: UniformParams) -> tuple[torch.Tensor, Any, Any]:
-    """The scale, and the last step on either side."""
-    if isinstance(spec.granularity, PerTensor):
-        zero_point = int(params.zero_point)
-        scale = torch.tensor(params.scale, dtype=x.dtype, device=x.device)
-        return scale, spec.qmin - zero_point, spec.qmax - zero_point
-    scales, zero_points = params.expanded(spec, tuple(x.shape))
-    scale = torch.tensor(scales, dtype=x.dtype, device=x.device)
-    return scale, _bound(spec.qmin - zero_points, x), _bound(spec.qmax - zero_points, x)
-
-
-def _to_steps(x: torch.Tensor, out: torch.Tensor, scale: torch.Tensor, low: Any, high: Any) -> torch.Tensor:
-    torch.div(x, scale, out=out)
-    return out.round_().clamp_(low, high)
+def _to_steps(x: torch.Tensor, out: torch.Tensor, numbers: Numbers) -> torch.Tensor:
+    torch.div(x, numbers.scale, out=out)
+    return out.round_().clamp_(numbers.low, numbers.high)
 
 
 def _bound(steps: Array, like: torch.Tensor) -> Any:

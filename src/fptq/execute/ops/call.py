@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import onnx_ir as ir
@@ -53,8 +54,14 @@ class Call:
 
     def ints(self, name: str) -> tuple[Any, ...] | None:
         """A list of integers; None where it is left out."""
-        value = self.node.attributes.get_ints(name)
-        return None if value is None else tuple(value)
+        if name not in self._lists:  # small layers take less time than reading one
+            value = self.node.attributes.get_ints(name)
+            self._lists[name] = None if value is None else tuple(value)
+        return self._lists[name]
+
+    @cached_property
+    def _lists(self) -> dict[str, tuple[Any, ...] | None]:
+        return {}
 
     def tensor(self, name: str) -> torch.Tensor | None:
         """A tensor attribute; None where it is left out."""
