@@ -33,9 +33,11 @@ def build(text: str, shapes: Mapping[str, Sequence[int]], *, seed: int = 0) -> M
     return Model(graph_model=ir.from_proto(onnx.shape_inference.infer_shapes(proto)))
 
 
-def encode(model: Model, feeds: Sequence[Mapping[str, Array]], *, variant: int = 0, **bits: int) -> Encoding:
+def encode(
+    model: Model, feeds: Sequence[Mapping[str, Array]], *, variant: int = 0, engine: str = "openvino", **bits: int
+) -> Encoding:
     """A calibrated encoding, 3-bit weights and 4-bit activations unless told otherwise."""
-    profile = PROFILES["openvino"]
+    profile = PROFILES[engine]
     policy = Policy(weight_bits=bits.get("weight_bits", 3), activation_bits=bits.get("activation_bits", 4))
     plan = place(model, profile, profile.variants[variant], policy)
     return calibrate(model, plan, feeds, options=CalibrationOptions(weight_observer=Lp()))

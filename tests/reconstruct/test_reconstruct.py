@@ -52,9 +52,11 @@ def test_every_method_lowers_its_own_loss_and_the_error_at_the_outputs(name, exe
     assert error(executor, found.encoding, images) < 0.8 * error(executor, encoding, images)
 
 
-def test_the_file_computes_what_the_overlay_does(resnet, executor, encoding, images, quick, tmp_path) -> None:
-    found = reconstruct(executor, encoding, images, method=quick("genie")).encoding
-    assert found.codes
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_the_file_computes_what_the_overlay_does(engine, resnet, images, make_encoding, quick, tmp_path) -> None:
+    encoding, executor = make_encoding(resnet, images, engine=engine), Executor.open(resnet)
+    found = reconstruct(executor, encoding, images, method=quick("auto")).encoding
+    assert error(executor, found, images) < error(executor, encoding, images)
     assert any(not np.array_equal(found.params[p].scale, encoding.params[p].scale) for p in found.codes)
     file = run_graph(materialize(resnet, found).graph_model, images[0])
     with torch.no_grad():
@@ -105,6 +107,16 @@ def test_a_layer_is_a_block_of_one_node(make_net, make_encoding, draw, quick) ->
     layer, block = (reconstruct(executor, start, feeds, method=quick("qdrop", unit=u)) for u in ("layer", "block"))
     assert same(layer.encoding, block.encoding)
     assert [unit.history for unit in layer.units] == [unit.history for unit in block.units]
+
+
+@pytest.mark.parametrize("rounding", ["sigmoid", "progressive", "flexround"])
+def test_a_converged_block_ends_early(rounding, executor, encoding, images, quick) -> None:
+    def iterations(tolerance: float) -> list[int]:
+        method = quick("qdrop", iterations=100, rounding=rounding, warm_up=0.9, tolerance=tolerance)
+        return [unit.iterations for unit in reconstruct(executor, encoding, images, method=method).units]
+
+    assert iterations(-1e9) == [100] * 4
+    assert all(taken < 100 for taken in iterations(1.0))
 
 
 def test_every_sample_counts(executor, encoding, images, quick) -> None:

@@ -27,7 +27,7 @@ from fptq.reconstruct.result import Checkpoints, Log, Reconstructed, Reconstruct
 from fptq.reconstruct.rows import separate
 from fptq.reconstruct.sweep import Sweep, Work, stages_of
 from fptq.reconstruct.whole import STAGE, Whole
-from fptq.types import FeedSource, Progress, silent
+from fptq.types import Feeds, FeedSource, Progress, silent
 
 
 def reconstruct(
@@ -88,18 +88,22 @@ class _Samples:
         values = Values(count=len(self.feeds), memory=options.memory, folder=options.folder)
 
         def rows() -> Iterator[dict[Key, torch.Tensor]]:
-            for sample in separate(self.executor, self.feeds):
-                found.append(1)
-                row: dict[Key, torch.Tensor] = {}
-                for name in self.executor.input_names:
-                    tensor = torch.from_numpy(np.ascontiguousarray(sample[name]))
-                    seen = overlay(Placement(name), tensor) if tensor.is_floating_point() else tensor
-                    row |= {("float", name): tensor, ("quantized", name): seen}
-                yield row
+            for parts in separate(self.executor, self.feeds):
+                values.count = len(self.feeds) * len(parts)  # what has to be stored is estimated from it
+                found.append(len(parts))
+                yield from (self._row(sample, overlay) for sample in parts)
 
         values.add(rows())
-        values.count = len(found)
+        values.count = sum(found)
         return values
+
+    def _row(self, sample: Feeds, overlay: Overlay) -> dict[Key, torch.Tensor]:
+        row: dict[Key, torch.Tensor] = {}
+        for name in self.executor.input_names:
+            tensor = torch.from_numpy(np.ascontiguousarray(sample[name]))
+            seen = overlay(Placement(name), tensor) if tensor.is_floating_point() else tensor
+            row |= {("float", name): tensor, ("quantized", name): seen}
+        return row
 
 
 @dataclass(frozen=True, kw_only=True)

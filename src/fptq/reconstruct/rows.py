@@ -12,7 +12,7 @@ from fptq.execute import Executor
 from fptq.execute.overlay import watching
 from fptq.graph.placement import Placement
 from fptq.reconstruct.inputs import Key, Kind, Values
-from fptq.types import Array, Feeds, FeedSource
+from fptq.types import Feeds, FeedSource
 
 _ALIKE = 1e-4  # of the largest value: kernels for other batch sizes sum in another order
 
@@ -89,8 +89,8 @@ def width_of(part: Executor, pair: Sequence[Sequence[torch.Tensor]], memory: int
     return max(1, memory // max(1, taken))
 
 
-def separate(executor: Executor, feeds: FeedSource) -> Iterator[Feeds]:
-    """The samples one by one, where a batch of the source may be taken apart; else as they come.
+def separate(executor: Executor, feeds: FeedSource) -> Iterator[list[Feeds]]:
+    """What becomes of each sample of the source: its rows, where a batch may be taken apart, else itself.
 
     Whether it may is tried on the first one: the rows of some inputs (nodes of a graph, frames) belong together.
 
@@ -100,7 +100,7 @@ def separate(executor: Executor, feeds: FeedSource) -> Iterator[Feeds]:
     apart: bool | None = None
     for sample in feeds:
         apart = _comes_apart(executor, sample) if apart is None else apart
-        yield from _rows_of(sample) if apart else [sample]
+        yield _rows_of(sample) if apart else [sample]
     if apart is None:
         raise DataError("there is no sample", rule="reconstruction learns from samples", remedy="Give calibration data")
 
@@ -113,7 +113,7 @@ def _comes_apart(executor: Executor, sample: Feeds) -> bool:
     return joins(executor, rows[:2])
 
 
-def _rows_of(sample: Feeds) -> list[dict[str, Array]]:
+def _rows_of(sample: Feeds) -> list[Feeds]:
     count = len(next(iter(sample.values())))
     return [{name: array[at : at + 1] for name, array in sample.items()} for at in range(count)]
 

@@ -67,7 +67,7 @@ class Variables:
             weight = executor.weights[placement.value]
             grid = Grid.of(weight, specs[placement], params[placement])
             roundings[placement] = rounding_of(weight, grid, method)
-        firsts = {group: min(group) for group in groups}
+        firsts = {group: min(group, key=str) for group in groups}
         scales = {g: LearnedScale.of(specs[p], params[p], executor.device) for g, p in firsts.items()}
         return cls(roundings=roundings, scales=scales, twins=weights)
 

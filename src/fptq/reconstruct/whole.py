@@ -81,13 +81,14 @@ class Whole:
         roundings: dict[Placement, Rounding] = {}
         twins: dict[Placement, Group] = {}
         for placement in encoding.codes:
-            first = min(groups[placement])
+            first = min(groups[placement], key=str)
             if first not in twins:
                 twins[first] = groups[placement]
                 roundings[first] = _latent(executor.weights[first.value], encoding, first)
         alike = dict.fromkeys(groups[p] for p in encoding.plan.activations if not groups[p] & encoding.plan.weights)
         specs, params = encoding.plan.specs, encoding.params
-        scales = {g: LearnedScale.of(specs[min(g)], params[min(g)], executor.device) for g in alike}
+        firsts = {group: min(group, key=str) for group in alike}
+        scales = {g: LearnedScale.of(specs[p], params[p], executor.device) for g, p in firsts.items()}
         return Variables(roundings=roundings, scales=scales, twins=twins)
 
     def _train(self, variables: Variables, hook: Hook, units: tuple[float, float]) -> None:
