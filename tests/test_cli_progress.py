@@ -29,6 +29,15 @@ def test_a_bar_is_drawn_on_terminals_only_and_a_line_remains(terminal: bool) -> 
     assert "timing [ms]" in last, "a name is no markup"
 
 
+def test_details_behind_a_colon_share_a_bar_and_a_time() -> None:
+    stream = io.StringIO()
+    with ProgressBar(Console(file=stream, force_terminal=False, width=200)) as bar:
+        bar(1, 2, "learning: conv1, loss 0.3")
+        bar(2, 2, "learning: conv2, loss 0.2")
+    assert stream.getvalue().count("learning") == 1
+    assert "conv" not in stream.getvalue()
+
+
 def test_a_failure_leaves_no_line_that_says_finished() -> None:
     stream = io.StringIO()
     with contextlib.suppress(RuntimeError), ProgressBar(Console(file=stream, force_terminal=False)) as bar:

@@ -26,7 +26,10 @@ class FeedSource(Protocol):
 
 
 class Progress(Protocol):
-    """Told how long work advances. The CLI draws a bar with it; the default is silent."""
+    """Told how long work advances. The CLI draws a bar with it; the default is silent.
+
+    What stands behind a colon in `what` is a detail that changes as the work goes on, such as a layer or a loss.
+    """
 
     def __call__(self, done: int, total: int, what: str) -> None: ...
 

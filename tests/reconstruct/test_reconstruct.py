@@ -195,7 +195,7 @@ def test_a_killed_run_goes_on_with_the_next_block(name, executor, encoding, imag
 
 def test_an_interrupt_keeps_the_blocks_that_are_done(executor, encoding, images, quick) -> None:
     def stop(done: int, total: int, what: str) -> None:
-        if what.startswith("Conv_7 (3/4)"):
+        if what.startswith("learning: Conv_7 (3/4)"):
             raise KeyboardInterrupt
 
     found = reconstruct(executor, encoding, images, method=quick("qdrop"), progress=stop)
@@ -213,7 +213,7 @@ def test_progress_ends_at_its_total(executor, encoding, images, quick) -> None:
     assert told[-1][0] == told[-1][1]
     done = [now[0] for now in told]
     assert done == sorted(done)
-    assert all("loss" in what or what == "all blocks" for _, _, what in told)
+    assert all("loss" in what or what == "learning: all blocks" for _, _, what in told)
 
 
 RANKS = {

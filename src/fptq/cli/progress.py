@@ -42,18 +42,18 @@ class ProgressBar:
 
     def __call__(self, done: int, total: int, what: str) -> None:
         """Draw how far the work is; work of another name replaces the bar."""
-        now = time.monotonic()
-        self._seconds[what] = self._seconds.get(what, 0.0) + now - self._last
+        now, name = time.monotonic(), what.partition(":")[0]
+        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._last
         self._last = now
         if self._bars is None:
             return
-        if self._task is None or what != self._what:
+        if self._task is None or name != self._what:
             if self._task is not None:
                 self._bars.remove_task(self._task)
             # What was done before the bar began (an earlier run's samples) says nothing about the speed.
             self._task = self._bars.add_task(what, total=total or None, completed=done)
-            self._what = what
-        self._bars.update(self._task, completed=done, total=total or None)
+            self._what = name
+        self._bars.update(self._task, completed=done, total=total or None, description=what)
 
 
 def _bars(console: Console) -> Bars:

@@ -22,6 +22,7 @@ from fptq.recipes.observers import Pair, calibration_options, first_pair
 from fptq.recipes.prepare import Prepared, policy_of, rewritten
 from fptq.recipes.problem import Problem
 from fptq.recipes.trials import Trials
+from fptq.search import Amount
 from fptq.types import Progress, silent
 
 if TYPE_CHECKING:
@@ -227,7 +228,30 @@ def _closed_form(made: Any) -> Outcome:
     return made.executor.model, made.encoding, units, notes
 
 
+def _learned(start: Start) -> Outcome:
+    from fptq.reconstruct import METHODS as LEARNED
+    from fptq.reconstruct import ReconstructionOptions, reconstruct
+
+    recipe = start.problem.recipe
+    method = LEARNED[recipe.method]
+    made = reconstruct(
+        start.executor,
+        start.encoding,
+        start.problem.calibration,
+        method=method if recipe.iterations is None else method.shortened(recipe.iterations),
+        options=ReconstructionOptions(seed=recipe.seed, memory=int(Amount.parse(recipe.memory, cost="size").value)),
+        store=start.problem.store,
+        progress=start.progress,
+    )
+    units = tuple(
+        Repaired(name=unit.name, before=unit.initial_loss, after=unit.final_loss, kept=unit.kept) for unit in made.units
+    )
+    stopped = ("interrupted: the blocks that were not reached keep nearest rounding",) if made.interrupted else ()
+    return start.executor.model, made.encoding, units, (*made.notes, *stopped)
+
+
 METHODS: Mapping[str, Callable[[Start], Outcome]] = MappingProxyType(
     {"auto": _measured, "nearest": _nearest, "gptaq": _gptaq, "ridge": _ridge}
+    | dict.fromkeys(("adaround", "brecq", "qdrop", "genie", "pd-quant", "ae-qdrop"), _learned)
 )
 """What finds the codes, by the recipe's name for it."""

@@ -153,7 +153,7 @@ class _Run:
             self.work.checkpoints.save(key, stored[0], stored[0].plan.specs, stored[1])
         self.encoding = stored[0]
         self.work.log.units.append(stored[1])
-        self.work.progress(self.work.total, self.work.total, STAGE)
+        self.work.progress(self.work.total, self.work.total, f"learning: {STAGE}")
 
     @contextmanager
     def _values(self, placements: Collection[Placement]) -> Iterator[Values]:

@@ -136,7 +136,7 @@ class Sweep:
             self.work.log.units.append(result)
             self.settled |= self._touched(block)
             at = self.done + (index + 1) * self.stage.iterations
-            self.work.progress(at, self.work.total, f"{block.name} loss {result.final_loss:.3g}")
+            self.work.progress(at, self.work.total, f"learning: {block.name}, loss {result.final_loss:.3g}")
 
     def _overlay(self, encoding: Encoding) -> Overlay:
         return Overlay(encoding=encoding, only=self.stage.placements)
@@ -245,7 +245,7 @@ class Sweep:
     def _tell(self, block: Block, index: int, iteration: int, loss: float) -> None:
         at = self.done + index * self.stage.iterations + iteration
         where = f"{block.name} ({index + 1}/{len(self.work.blocks)})"
-        self.work.progress(at, self.work.total, f"{where} loss {loss:.3g}")
+        self.work.progress(at, self.work.total, f"learning: {where}, loss {loss:.3g}")
 
 
 def _has_gradient(suffix: Suffix, fed: list[torch.Tensor], objective: Objective) -> bool:

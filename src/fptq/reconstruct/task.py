@@ -134,7 +134,7 @@ class Task:
             weight = product.matrix(self.reference.weights[product.weight.value])
             self.walk.move(product, self.options.memory)
             yield product, weight
-            progress(done + 1, len(found), product.name)
+            progress(done + 1, len(found), f"rounding: {product.name}")
 
     def skip(self, product: Product, reason: str) -> None:
         """Leave a layer out."""

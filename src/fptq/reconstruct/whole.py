@@ -111,7 +111,8 @@ class Whole:
                 total += float(loss.detach())
             optimizer.step()
             if (iteration + 1) % every == 0:
-                work.progress(end - method.global_iterations + iteration + 1, end, f"{STAGE} loss {total:.3g}")
+                done = end - method.global_iterations + iteration + 1
+                work.progress(done, end, f"learning: {STAGE}, loss {total:.3g}")
 
     def _judge(self, hook: Hook, samples: Sequence[int]) -> tuple[float, float]:
         sums, size = [0.0, 0.0], self.work.method.batch_size
