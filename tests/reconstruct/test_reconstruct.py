@@ -119,6 +119,20 @@ def test_a_converged_block_ends_early(rounding, executor, encoding, images, quic
     assert all(taken < 100 for taken in iterations(1.0))
 
 
+def test_training_that_diverges_is_not_kept(executor, encoding, images, quick) -> None:
+    rates = Rates(rounding=1e3, weight_scale=1e3, activation_scale=1e3, whole=1e3)
+    found = reconstruct(executor, encoding, images, method=quick("auto", rates=rates))
+    assert not any(unit.kept for unit in found.units)
+    assert same(found.encoding, encoding)
+
+
+def test_codes_that_another_method_found_are_not_made_worse(executor, encoding, images, quick) -> None:
+    first = reconstruct(executor, encoding, images, method=quick("auto")).encoding
+    second = reconstruct(executor, first, images, method=quick("qdrop", iterations=3, rates=Rates(rounding=1e-9)))
+    assert sum(not unit.kept for unit in second.units) >= 2, "nearest rounding would be a step back"
+    assert all(unit.final_loss <= unit.initial_loss for unit in second.units)
+
+
 def test_every_sample_counts(executor, encoding, images, quick) -> None:
     method = quick("qdrop", batch_size=4)
     few, all_ = (reconstruct(executor, encoding, feeds, method=method).encoding for feeds in (images[:4], images))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from fptq.graph.placement import Placement
@@ -59,18 +58,20 @@ class LearnedScale:
         stretch = torch.zeros_like(scale).requires_grad_()
         return cls(spec=spec, initial=scale, stretch=stretch, zero_point=zero_point)
 
+    @property
+    def scale(self) -> torch.Tensor:
+        """The learned scale, of the quantizer's own shape."""
+        return self.initial * self.stretch.exp()
+
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        scale = expanded(self.initial * self.stretch.exp(), self.spec.granularity, x.shape).to(x.dtype)
+        scale = expanded(self.scale, self.spec.granularity, x.shape).to(x.dtype)
         zero_point = expanded(self.zero_point, self.spec.granularity, x.shape)
         low, high = ((end - zero_point).to(x.dtype) for end in (self.spec.qmin, self.spec.qmax))
         return clipped_steps(x / scale, low, high) * scale
 
     def params(self) -> UniformParams:
         """The numbers that were learned."""
-        scale = (self.initial * self.stretch.exp()).detach().cpu().numpy()
-        return UniformParams(
-            scale=np.maximum(scale, np.finfo(np.float32).tiny), zero_point=self.zero_point.cpu().numpy()
-        )
+        return UniformParams(scale=self.scale.detach().cpu().numpy(), zero_point=self.zero_point.cpu().numpy())
 
 
 def learnable(inside: Mapping[Placement, Group], settled: frozenset[Placement]) -> tuple[Group, ...]:

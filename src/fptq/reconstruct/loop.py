@@ -82,20 +82,18 @@ class _Samples:
     def fingerprint(self) -> str:
         return cache_key([cache_key(dict(sample)) for sample in self.feeds])
 
-    def values(self, encoding: Encoding, placements: Collection[Placement], options: _Place) -> Values:
-        """The network's inputs, as they are and as the quantized network sees them."""
-        overlay, found = Overlay(encoding=encoding, only=placements), list[int]()
-        values = Values(count=len(self.feeds), memory=options.memory, folder=options.folder)
+    def fill(self, values: Values, overlay: Overlay) -> None:
+        """Keep the network's inputs, as they are and as the quantized network sees them."""
+        counts: list[int] = []
 
         def rows() -> Iterator[dict[Key, torch.Tensor]]:
             for parts in separate(self.executor, self.feeds):
                 values.count = len(self.feeds) * len(parts)  # what has to be stored is estimated from it
-                found.append(len(parts))
+                counts.append(len(parts))
                 yield from (self._row(sample, overlay) for sample in parts)
 
         values.add(rows())
-        values.count = sum(found)
-        return values
+        values.count = sum(counts)
 
     def _row(self, sample: Feeds, overlay: Overlay) -> dict[Key, torch.Tensor]:
         row: dict[Key, torch.Tensor] = {}
@@ -104,12 +102,6 @@ class _Samples:
             seen = overlay(Placement(name), tensor) if tensor.is_floating_point() else tensor
             row |= {("float", name): tensor, ("quantized", name): seen}
         return row
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Place:
-    memory: int
-    folder: Path
 
 
 @dataclass(kw_only=True)
@@ -159,8 +151,9 @@ class _Run:
     def _values(self, placements: Collection[Placement]) -> Iterator[Values]:
         options = self.work.options
         with tempfile.TemporaryDirectory(prefix="fptq-", dir=options.folder) as folder:
-            place = _Place(memory=options.memory, folder=Path(folder))
-            yield self.samples.values(self.encoding, placements, place)
+            values = Values(count=len(self.samples.feeds), memory=options.memory, folder=Path(folder))
+            self.samples.fill(values, Overlay(encoding=self.encoding, only=placements))
+            yield values
 
 
 def _work(

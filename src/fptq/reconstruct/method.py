@@ -74,7 +74,7 @@ class Method:
         iterations: For each block.
         activation_iterations: For each block, where activations are learned afterwards.
         global_iterations: Of a last stage that learns all blocks together; 0: none.
-        batch_size: Samples in an iteration.
+        batch_size: Samples in an iteration; volumes need few, for every one of them runs in each iteration.
         rates: Learning rates.
         regulariser: Weight of the term that drives soft rounding to 0 or 1.
         beta: Exponent of that term at the start and at the end.

@@ -154,8 +154,10 @@ class Sweep:
             before = losses.judge(self._judging(self.encoding), samples)
         training = self._training(block, index, losses)
         taken = training.run(lambda at, loss: self._tell(block, index, at, loss)) if any(before) else 0
-        found = training.variables.written(self.encoding, weight_scales=self.work.method.learn_weight_scale)
-        after = losses.judge(self._judging(found), samples) if taken else before
+        found, variables = self.encoding, training.variables
+        if taken and variables.finite():
+            found = variables.written(self.encoding, weight_scales=self.work.method.learn_weight_scale)
+        after = losses.judge(self._judging(found), samples)
         initial, final = losses.total(*before), losses.total(*after)
         result = UnitResult(
             name=block.name,

@@ -82,6 +82,13 @@ class Variables:
         by_activation = {placement: scale for group, scale in self.scales.items() for placement in group}
         return Learner(roundings=by_weight, scales=by_activation, rest=rest, mixer=mixer)
 
+    def finite(self) -> bool:
+        """Whether training has not diverged."""
+        scales = [rounding.grid.own_scale for rounding in self.roundings.values()]
+        scales += [scale.scale for scale in self.scales.values()]
+        learned = [variable for rounding in self.roundings.values() for variable in rounding.variables]
+        return all(bool(torch.isfinite(x).all()) for x in learned + scales) and all(bool((x > 0).all()) for x in scales)
+
     def written(self, encoding: Encoding, *, weight_scales: bool) -> Encoding:
         """The encoding with what was learned: hard codes and scales.
 

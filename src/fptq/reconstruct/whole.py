@@ -12,7 +12,6 @@ import torch
 from fptq.execute import Hook, Overlay
 from fptq.execute.objective import difference, floating
 from fptq.graph.placement import Placement
-from fptq.numerics import dequantize
 from fptq.plan.encoding import Encoding
 from fptq.reconstruct.activations import Group, LearnedScale
 from fptq.reconstruct.frontier import unseen
@@ -62,7 +61,9 @@ class Whole:
         variables = self._variables()
         learner = variables.learner(Overlay(encoding=self.encoding), None)
         self._train(variables, learner, before)
-        found = variables.written(self.encoding, weight_scales=method.learn_weight_scale)
+        found = self.encoding
+        if variables.finite():
+            found = variables.written(self.encoding, weight_scales=method.learn_weight_scale)
         after = self._judge(Overlay(encoding=found), judged)
         initial, final = _relative(before, before), _relative(after, before)
         result = UnitResult(
@@ -80,7 +81,7 @@ class Whole:
         executor, encoding, groups = self.work.executor, self.encoding, self.work.groups
         roundings: dict[Placement, Rounding] = {}
         twins: dict[Placement, Group] = {}
-        for placement in encoding.codes:
+        for placement in encoding.plan.weights:
             first = min(groups[placement], key=str)
             if first not in twins:
                 twins[first] = groups[placement]
@@ -153,7 +154,6 @@ def _latent(weight: torch.Tensor, encoding: Encoding, placement: Placement) -> R
     spec, params = encoding.plan.specs[placement], encoding.params[placement]
     grid = Grid.of(weight, spec, params)
     with torch.no_grad():
-        learned = torch.from_numpy(dequantize(encoding.codes[placement], spec, params)).to(weight.device, weight.dtype)
-        steps = torch.round(learned / grid.scale)
+        steps = torch.round(Overlay(encoding=encoding)(placement, weight) / grid.scale)
         latent = steps + torch.clamp(weight / grid.scale - steps, -_EDGE, _EDGE)
     return StraightThrough(grid=grid, latent=latent.requires_grad_())
