@@ -16,7 +16,7 @@ from fptq.engines import Engine
 from fptq.errors import MissingExtra
 from fptq.graph.model import Model
 from fptq.plan import PROFILES, Encoding, Plan, materialize, place
-from fptq.plan.edges import WIDE, edges_of
+from fptq.plan.edges import WIDE, Setting, edges_of
 from fptq.recipes.formats import Format
 from fptq.recipes.observers import Pair, calibration_options, first_pair
 from fptq.recipes.prepare import Prepared, policy_of, rewritten
@@ -117,8 +117,10 @@ def low_bit(problem: Problem, engine: Engine, *, progress: Progress = silent) ->
         raise MissingExtra("torch", extra="torch", purpose="Repairing a network of few bits") from error
     recipe = problem.recipe
     given = Format.parse(recipe.bits or "")
-    model = rewritten(problem, PROFILES[engine.name].passes)
-    plan = low_bit_plan(model, given, problem, engine)
+    profile = PROFILES[engine.name]
+    model = rewritten(problem, profile.passes)
+    placed = place(model, profile, profile.variants[0], policy_of(recipe))
+    plan = low_bit_plan(model, placed, given, recipe.setting)
     pair = first_pair(recipe)[0], "lp" if given.weights < WIDE else "minmax"
     options = calibration_options(recipe, pair, problem.threads)
     asked, clock = needed(plan, [options.observer]), time.perf_counter()
@@ -134,11 +136,9 @@ def low_bit(problem: Problem, engine: Engine, *, progress: Progress = silent) ->
     return _prepared(engine, outcome, repair, statistics=statistics, calibration_s=calibration_s, pair=pair)
 
 
-def low_bit_plan(model: Model, given: Format, problem: Problem, engine: Engine) -> Plan:
-    """The engine's placement in a format, with eight bits at the ends."""
-    profile = PROFILES[engine.name]
-    plan = place(model, profile, profile.variants[0], policy_of(problem.recipe))
-    wide = edges_of(model, plan).wide(problem.recipe.setting)
+def low_bit_plan(model: Model, plan: Plan, given: Format, setting: Setting) -> Plan:
+    """A plan of eight bits in another format, but for the ends."""
+    wide = edges_of(model, plan).wide(setting)
     return given.plan(plan).with_specs({placement: plan.specs[placement] for placement in wide})
 
 
