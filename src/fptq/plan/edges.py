@@ -20,6 +20,7 @@ from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
 from fptq.plan.plan import Plan
+from fptq.plan.profile import STORED_WEIGHTS
 
 Setting = Literal["qdrop", "brecq"]
 WIDE = 8
@@ -48,8 +49,8 @@ class Edges:
 
 
 def edges_of(model: Model, plan: Plan) -> Edges:
-    """The ends of a network, among a plan's placements."""
-    weighted = {str(placement.consumer) for placement in plan.weights}
+    """The ends of a network, among a plan's placements: a layer that stays float can be its last one, too."""
+    weighted = {str(node.name) for node in model.graph if _has_weight(node)}
     nearest = _nearest(model, weighted)
     fed = {name: _sources(node, nearest) for node in model.graph if (name := str(node.name)) in weighted}
     first = {name for name, sources in fed.items() if not sources}
@@ -61,6 +62,11 @@ def edges_of(model: Model, plan: Plan) -> Edges:
         after_first=frozenset(p for p in plan.activations if nearest[p.value] and nearest[p.value] <= first),
         last=frozenset(p for p in plan.specs if p.consumer in last),
     )
+
+
+def _has_weight(node: ir.Node) -> bool:
+    index = STORED_WEIGHTS.get(node.op_type)
+    return index is not None and query.is_weight(node.inputs[index])
 
 
 def _nearest(model: Model, weighted: set[str]) -> dict[str, frozenset[str]]:

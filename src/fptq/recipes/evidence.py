@@ -12,7 +12,7 @@ from fptq.engines.benchmark import Timing, interleaved
 from fptq.engines.footprint import Footprint, footprint
 from fptq.graph.write import file_bytes, save
 from fptq.recipes.describe import environment_record, gate_record, model_record, node_records, refusal_records
-from fptq.recipes.findings import search_record, sensitivity_record, tried_records
+from fptq.recipes.findings import repair_record, search_record, sensitivity_record, tried_records
 from fptq.recipes.layers import placement_records
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.problem import Problem
@@ -80,6 +80,7 @@ def judge(problem: Problem, prepared: Prepared, *, command: str, because: str, p
         rewrites=prepared.encoding.rewrites,
         warnings=(*problem.warnings, *prepared.warnings),
         pictures=measured.pictures,
+        repair=repair_record(prepared),
         tried=tried_records(prepared.tried),
         sensitivity=sensitivity_record(mix, progress=progress) if mix is not None else None,
         search=search_record(mix) if mix is not None else None,

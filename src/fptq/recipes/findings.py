@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
+from fptq.graph.write import file_bytes, save
+from fptq.plan import packed, packs
 from fptq.recipes.mixed import Mix, Point
+from fptq.recipes.prepare import Prepared
 from fptq.recipes.refine import Tried
 from fptq.recipes.sensitivity import SensitivityTable, sensitivity_table
+from fptq.report import repair as repairs
 from fptq.report import search as records
 from fptq.types import Progress, silent
 
@@ -32,6 +38,25 @@ def recorded(table: SensitivityTable, precisions: Mapping[str, str]) -> records.
         compared=table.compared,
         rows=tuple(records.SensitivityRow(**vars(row), precision=precisions.get(row.layer, "")) for row in table.rows),
     )
+
+
+def repair_record(prepared: Prepared) -> repairs.Repair | None:
+    """How codes of few bits were found; None where there are none."""
+    found = prepared.repair
+    if found is None:
+        return None
+    plain = {name: value for name, value in vars(found).items() if name not in ("units", "notes")}
+    units = tuple(repairs.RepairedUnit(**vars(unit)) for unit in found.units)
+    return repairs.Repair(**plain, units=units, packed_mb=_packed_mb(prepared))
+
+
+def _packed_mb(prepared: Prepared) -> float | None:
+    if not packs(prepared.encoding.plan):
+        return None
+    with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
+        path = Path(folder) / "packed.onnx"
+        save(packed(prepared.model, prepared.encoding), path)
+        return file_bytes(path) / 1e6
 
 
 def tried_records(tried: Iterable[Tried]) -> tuple[records.Tried, ...]:

@@ -116,6 +116,7 @@ def low_bit(problem: Problem, engine: Engine, *, progress: Progress = silent) ->
     except ImportError as error:
         raise MissingExtra("torch", extra="torch", purpose="Repairing a network of few bits") from error
     recipe = problem.recipe
+    Amount.parse(recipe.memory, cost="memory")  # before any work
     given = Format.parse(recipe.bits or "")
     profile = PROFILES[engine.name]
     model = rewritten(problem, profile.passes)
@@ -239,7 +240,7 @@ def _learned(start: Start) -> Outcome:
         start.encoding,
         start.problem.calibration,
         method=method if recipe.iterations is None else method.shortened(recipe.iterations),
-        options=ReconstructionOptions(seed=recipe.seed, memory=int(Amount.parse(recipe.memory, cost="size").value)),
+        options=ReconstructionOptions(seed=recipe.seed, memory=int(Amount.parse(recipe.memory, cost="memory").value)),
         store=start.problem.store,
         progress=start.progress,
     )

@@ -22,6 +22,7 @@ from fptq.report.records import (
     Record,
     Variant,
 )
+from fptq.report.repair import Repair
 from fptq.report.search import Search, Sensitivity, Tried
 from fptq.report.tensors import PlacementRecord
 
@@ -56,6 +57,7 @@ class Report(Record):
         pictures: Slices of volumes, side by side.
         sensitivity: Which layer hurts, and what each became; null where it was not analysed.
         search: The mixes of precisions that were searched; null where there was no search.
+        repair: How codes of few bits were found; null where there are none.
         tried: What was tried to lower the error, in that order.
         seed: Seed of everything random.
         command: The command, or the Python call, that reproduces it.
@@ -84,6 +86,7 @@ class Report(Record):
     pictures: tuple[Picture, ...] = ()
     sensitivity: Sensitivity | None = None
     search: Search | None = None
+    repair: Repair | None = None
     tried: tuple[Tried, ...] = ()
     seed: int
     command: str

@@ -55,6 +55,8 @@ _BOPS = _Quantity(
 QUANTITIES: Mapping[str, _Quantity] = MappingProxyType({"size": _SIZE, "latency": _LATENCY, "bops": _BOPS})
 """The costs that a budget limits, by name: size [B], latency [ms], bops [BOPs]."""
 
+_ALL = MappingProxyType({**QUANTITIES, "memory": _SIZE})
+
 _SECONDS = {"s": 1.0, "sec": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"(\d+\.?\d*|\.\d+)\s*([a-z]+)\s*", re.ASCII)
 
@@ -92,12 +94,12 @@ class Amount:
 
         Args:
             text: A number and a unit, or a number and "x".
-            cost: "size", "latency" or "bops".
+            cost: "size", "latency", "bops", or "memory".
 
         Raises:
             ConfigError: It is no amount of this cost.
         """
-        quantity, option = QUANTITIES[cost], f"max_{cost}"
+        quantity, option = _ALL[cost], cost if cost == "memory" else f"max_{cost}"
         value, unit = _number(text, option, f"{quantity.example} or 0.3x")
         if unit in (_RELATIVE, "×"):
             return cls(value=value, unit=_RELATIVE)

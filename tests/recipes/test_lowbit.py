@@ -1,0 +1,88 @@
+"""Networks of few bits through the front door: methods by name, settings, files, and what bad input gets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fptq
+from fptq.engines import CompileOptions, engine_named
+from fptq.errors import ConfigError
+from fptq.recipes.lowbit import METHODS
+from fptq.report.html import render
+
+
+@pytest.fixture
+def given(net, samples, tmp_path):
+    n = net((1, 4, 16, 16), seed=3)
+    for c_in, c_out in ((4, 16), (16, 16), (16, 16)):
+        n.conv(c_in, c_out)
+        n("Relu")
+    n.conv(16, 4)
+    options = {"calibration": samples, "cache": tmp_path / "cache", "threads": 1, "engine": "onnxruntime"}
+    return n.model().graph_model, options
+
+
+@pytest.mark.parametrize("method", ["ridge", "gptaq", "auto", "adaround", "genie"])
+def test_methods_by_name_lose_less_than_nearest_rounding(given, method) -> None:
+    model, options = given
+    learned = {"iterations": 40} if method in ("adaround", "genie") else {}
+    repair = fptq.quantize(model, bits="w3a8", method=method, **learned, **options).report.repair
+    assert (repair.format, repair.method, repair.setting) == ("w3a8", method, "qdrop")
+    assert repair.held_out_db > repair.nearest_db
+    assert all(unit.after <= unit.before for unit in repair.units if unit.kept)
+
+
+def test_every_name_of_the_recipe_is_a_method() -> None:
+    names = fptq.Recipe.model_fields["method"].annotation.__args__
+    assert set(names) == set(METHODS)
+
+
+def test_the_ends_keep_eight_bits(given) -> None:
+    model, options = given
+    for setting, narrow in (("qdrop", {4}), ("brecq", {4, 8})):
+        plan = fptq.quantize(model, bits="w2a4", method="nearest", setting=setting, **options).encoding.plan
+        weights = {str(p.consumer): plan.specs[p].bits for p in plan.weights}
+        assert "Conv_6" not in weights  # the last one stays float on this engine
+        assert (weights["Conv_0"], weights["Conv_2"], weights["Conv_4"]) == (8, 2, 2)
+        second = [plan.specs[p].bits for p in plan.activations if p.value == "v1"]
+        assert set(second) <= narrow
+        assert (8 in second) == (setting == "brecq")
+
+
+def test_the_folder_runs_and_holds_a_smaller_file(given, tmp_path) -> None:
+    model, options = given
+    result = fptq.quantize(model, bits="w4a8", method="gptaq", **options)
+    folder = result.save(tmp_path / "out")
+    packed, whole = (folder / "model.packed.onnx").stat().st_size, (folder / "model.onnx").stat().st_size
+    assert packed < whole
+    assert result.report.repair.packed_mb == pytest.approx(packed / 1e6, rel=0.05)
+    sample = options["calibration"][0]
+    session = engine_named("onnxruntime").compile(folder / "model.packed.onnx", CompileOptions(threads=1))
+    for name, array in result.session()(sample).items():
+        np.testing.assert_array_equal(session(sample)[name], array)
+
+
+def test_the_page_tells_held_out_from_calibration(given) -> None:
+    model, options = given
+    page = render(fptq.quantize(model, bits="w3a4", method="auto", **options).report)
+    assert "Few bits, repaired" in page
+    assert "on samples that it learned from" in page
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"bits": "int4"}, "'int4' is not a format"),
+        ({"bits": "w4a4", "method": "magic"}, "method = 'magic' should be"),
+        ({"bits": "w4a4", "setting": "other"}, "setting = 'other' should be"),
+        ({"bits": "w4a4", "max_size": "0.3x"}, "one format for all layers"),
+        ({"bits": "w4a4", "plan": "plan.json"}, "one format for all layers"),
+        ({"method": "qdrop"}, "method = 'qdrop' without bits"),
+        ({"bits": "w4a4", "memory": "much", "method": "qdrop"}, "memory = 'much' is no amount"),
+    ],
+)
+def test_bad_input_is_one_line(given, wrong, says) -> None:
+    model, options = given
+    with pytest.raises(ConfigError, match=says):
+        fptq.quantize(model, **wrong, **options)
