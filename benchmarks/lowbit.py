@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 import fashion
-from fptq.calibrate import collect, needed, solve, weight_params
+from fptq.calibrate import collect, needed, weight_params
 from fptq.config import Recipe
 from fptq.execute import Executor, Overlay
 from fptq.graph.load import load
@@ -28,6 +28,7 @@ from fptq.plan import PROFILES, Encoding, place
 from fptq.plan.edges import Setting
 from fptq.recipes.formats import Format
 from fptq.recipes.lowbit import low_bit_plan
+from fptq.recipes.narrow import Source
 from fptq.recipes.observers import calibration_options
 from fptq.reconstruct import METHODS, ReconstructionOptions, reconstruct
 from fptq.reconstruct.closed_form import ClosedFormOptions, gptaq, ridge_correction
@@ -122,15 +123,16 @@ def _calibration(seed: int) -> Batches:
 
 
 def start(case: Case) -> Encoding:
-    """The numbers before any repair: clipped ranges, nearest rounding."""
+    """The numbers before any repair: nearest rounding, in the ranges that lose least."""
     executor, given, profile = executor_of(case.width), Format.parse(case.precision), PROFILES[ENGINE]
     name = executor.input_names[0]
     placed = place(executor.model, profile, profile.variants[0])
     plan = low_bit_plan(executor.model, placed, given, case.setting)
-    options = calibration_options(Recipe(), ("lp", "lp" if given.weights < 8 else "minmax"), 1)
+    options = calibration_options(Recipe(), ("lp", "minmax"), 1)
     feeds = [{name: feeds["image"]} for feeds in _calibration(case.seed)]
-    statistics_ = collect(executor.model, needed(plan, [options.observer]), feeds)
-    return solve(executor.model, plan, statistics_, options=options)
+    found = collect(executor.model, needed(plan, [options.observer]), feeds)
+    source = Source(model=executor.model, statistics=found, recipe=Recipe(), pair=("lp", "minmax"), samples=feeds)
+    return source.numbers(plan, given)
 
 
 def run(case: Case) -> Row:

@@ -11,13 +11,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fptq.calibrate import Statistics, collect, needed, solve, weight_params
+from fptq.calibrate import Statistics, collect, needed, weight_params
 from fptq.engines import Engine
 from fptq.errors import MissingExtra
 from fptq.graph.model import Model
 from fptq.plan import PROFILES, Encoding, Plan, materialize, place
-from fptq.plan.edges import WIDE, Setting, edges_of
+from fptq.plan.edges import Setting, edges_of
 from fptq.recipes.formats import Format
+from fptq.recipes.narrow import Source
 from fptq.recipes.observers import Pair, calibration_options, first_pair
 from fptq.recipes.prepare import Prepared, policy_of, rewritten
 from fptq.recipes.problem import Problem
@@ -122,14 +123,16 @@ def low_bit(problem: Problem, engine: Engine, *, progress: Progress = silent) ->
     model = rewritten(problem, profile.passes)
     placed = place(model, profile, profile.variants[0], policy_of(recipe))
     plan = low_bit_plan(model, placed, given, recipe.setting)
-    pair = first_pair(recipe)[0], "lp" if given.weights < WIDE else "minmax"
+    pair = first_pair(recipe)
     options = calibration_options(recipe, pair, problem.threads)
     asked, clock = needed(plan, [options.observer]), time.perf_counter()
     statistics = collect(model, asked, problem.calibration, options=options.run, store=problem.store, progress=progress)
     calibration_s = time.perf_counter() - clock
     executor = Executor.open(model)
     verify(model, problem.held_out[0], executor=executor)
-    encoding = solve(model, plan, statistics, options=options)
+    samples = tuple(itertools.islice(problem.calibration, _JUDGED))
+    source = Source(model=model, statistics=statistics, recipe=recipe, pair=pair, samples=samples)
+    encoding = source.numbers(plan, given)
     start = Start(problem=problem, executor=executor, encoding=encoding, observers=pair, progress=progress)
     clock = time.perf_counter()
     outcome = METHODS[recipe.method](start)
@@ -213,7 +216,7 @@ def _rounded(start: Start, options: Any) -> Outcome:
 def _ridge(start: Start) -> Outcome:
     from fptq.reconstruct.closed_form import ridge_correction
 
-    options = calibration_options(start.problem.recipe, start.observers)
+    options = calibration_options(start.problem.recipe, (start.observers[0], "lp"))
     made = ridge_correction(
         start.executor,
         start.encoding,

@@ -15,13 +15,14 @@ import numpy as np
 
 import fptq
 from fptq.cache import Cache, CacheEntry, cache_key
-from fptq.calibrate import Statistics, collect, needed, solve
+from fptq.calibrate import Statistics, collect, needed
 from fptq.engines import Engine
 from fptq.errors import ConfigError, DataError, MissingExtra, ModelError
 from fptq.graph.model import Model
 from fptq.plan import PROFILES, Plan, materialize, place
 from fptq.plan.encoding import Encoding, plan_to_json
 from fptq.recipes.formats import Format
+from fptq.recipes.narrow import Source
 from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
 from fptq.recipes.prepare import policy_of, rewritten
 from fptq.recipes.problem import Problem
@@ -38,8 +39,6 @@ _KIND, _VERSION = "sensitivity", 1
 
 _MEANS = 8
 """Samples for the channel means of bias correction."""
-_NARROW = 8
-"""Values of fewer bits are clipped where that costs least."""
 
 SAMPLES = 16
 """Samples that judge; calibration uses all."""
@@ -216,18 +215,13 @@ class _Placed:
     def study(
         self, problem: Problem, formats: Sequence[str], model: Model, statistics: Statistics, pair: Pair
     ) -> Study:
-        def numbers(name: str) -> Encoding:
-            given = Format.parse(name)
-            # What is best at the widest format says little about few codes: the extremes waste most of them.
-            activations = pair[0] if given.activations >= _NARROW else first_pair(problem.recipe)[0]
-            weights = pair[1] if given.weights >= _NARROW else "lp"
-            options = calibration_options(problem.recipe, (activations, weights))
-            return solve(model, given.plan(self.plan), statistics, options=options)
-
+        samples = tuple(itertools.islice(problem.calibration, SAMPLES))
+        source = Source(model=model, statistics=statistics, recipe=problem.recipe, pair=pair, samples=samples)
+        given = {name: Format.parse(name) for name in formats}
         return Study(
             model=model,
-            encodings={name: numbers(name) for name in formats},
-            samples=tuple(itertools.islice(problem.calibration, SAMPLES)),
+            encodings={name: source.numbers(one.plan(self.plan), one) for name, one in given.items()},
+            samples=samples,
             statistics=statistics,
             calibration_s=self.calibration_s,
             observers=pair,
