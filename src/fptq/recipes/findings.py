@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fptq.graph.write import file_bytes, save
 from fptq.plan import packed, packs
-from fptq.recipes.mixed import Mix, Point
+from fptq.recipes.mix import Mix, Point
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.refine import Tried
 from fptq.recipes.sensitivity import SensitivityTable, sensitivity_table

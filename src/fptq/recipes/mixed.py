@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from fptq.errors import BudgetError
 from fptq.graph.write import save
 from fptq.recipes.costs import Target, cost_table
 from fptq.recipes.formats import Format
+from fptq.recipes.mix import Mix, Point
 from fptq.recipes.problem import Problem
 from fptq.recipes.scoring import Scorer
 from fptq.recipes.study import Realized, Study, check, refined_study
@@ -30,7 +31,7 @@ from fptq.search.budget import shown
 from fptq.types import Progress, silent
 
 if TYPE_CHECKING:
-    from fptq.analyze import Sensitivity, Unit
+    from fptq.analyze import Sensitivity
 
 _VERIFIED = 8
 """Points of the front that are run."""
@@ -38,80 +39,6 @@ _WALKED = 32
 """Points that accuracy control bisects: five evaluations."""
 _RETRIES = 3
 """How often a plan that is slower than its layers' sum is searched again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One assignment, with what is known about it.
-
-    Attributes:
-        assignment: A format for every unit, with predicted loss and costs.
-        verified: Loss of the network when it is run, on the samples that the sensitivities come from; None: not run.
-        verdict: What the metric says; None: not measured.
-        peak_activations: Most bytes of activations that are alive at one time.
-    """
-
-    assignment: Assignment
-    verified: float | None
-    verdict: accuracy.Verdict | None
-    peak_activations: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mix:
-    """What a search found.
-
-    Attributes:
-        study: The network in all formats.
-        found: Its sensitivities.
-        table: Losses and costs that were chosen from.
-        cost: Name of the cost that the front is swept over.
-        limits: What was not to be exceeded, by name of the cost: bytes, BOPs, ms.
-        float_costs: The float network's.
-        points: From the cheapest to the most accurate.
-        chosen: The answer, one of the points.
-        realized: The network of the answer.
-        budget: What was asked for.
-        metric: Name of the score that was controlled; empty where none was.
-        confidence: One-sided, of the limit of the drop.
-        evaluations: Full evaluations of the metric, the float network's included.
-        complete: Whether the walk came to its end.
-        notes: What a reader must know.
-    """
-
-    study: Study
-    found: Sensitivity
-    table: Options
-    cost: str
-    limits: Mapping[str, float]
-    float_costs: Mapping[str, float]
-    points: tuple[Point, ...]
-    chosen: Point
-    realized: Realized
-    budget: Budget
-    metric: str = ""
-    confidence: float = 0.95
-    evaluations: int = 0
-    complete: bool = True
-    notes: tuple[str, ...] = ()
-
-    @property
-    def emulated(self) -> tuple[str, ...]:
-        """Formats in use that the engine has no kernels for: their codes live in a wider container."""
-        used = dict.fromkeys(self.chosen.assignment.formats)
-        return tuple(name for name in used if name in self.study.encodings and Format.parse(name).emulated)
-
-    def decisions(self) -> Iterator[tuple[Unit, str, float]]:
-        """Every unit with its precision and its predicted loss in it, in the order of execution."""
-        for unit in self.found.units:
-            precision = self.chosen.assignment[unit.name]
-            row, column = self.table.items.index(unit.name), self.table.formats.index(precision)
-            yield unit, precision, float(self.table.loss[row, column])
-
-    def layers(self, point: Point) -> dict[str, int]:
-        """The number of units in each precision."""
-        precisions = [point.assignment[unit.name] for unit in self.found.units]
-        return {name: precisions.count(name) for name in self.table.formats}
 
 
 def budget_of(recipe: Recipe) -> Budget:

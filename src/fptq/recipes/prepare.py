@@ -29,7 +29,7 @@ from fptq.types import Progress, silent
 
 if TYPE_CHECKING:
     from fptq.recipes.lowbit import Repair
-    from fptq.recipes.mixed import Mix
+    from fptq.recipes.mix import Mix
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from fptq.config import LIMITS, Recipe
 from fptq.errors import ConfigError
 from fptq.plan import Plan
 from fptq.recipes.choose_engine import one_engine
-from fptq.recipes.mixed import Mix, Point, find_mix
+from fptq.recipes.mix import Mix, Point
+from fptq.recipes.mixed import find_mix
 from fptq.recipes.prepare import plan_document
 from fptq.recipes.problem import open_scored
 from fptq.report.files import write_text
