@@ -117,15 +117,6 @@ def test_a_cheapest_point_that_passes_is_all_that_is_measured() -> None:
     assert outcome.complete
 
 
-def test_the_second_point_is_where_the_drop_should_be_small_enough() -> None:
-    # Drops in proportion to predicted losses, which fall from 16 to 1.
-    metric = Metric([0.001 * (16 - i) for i in range(16)], noise=0.0001)
-    outcome = control(points(16), metric, floats=FLOATS, floor=Floor(max_drop=0.0141))
-    assert outcome.best is not None
-    assert outcome.best.assignment == point(2, 16)
-    assert metric.calls == [0, 2, 1] or metric.calls == [0, 3, 2, 1]
-
-
 def test_when_no_point_passes_the_network_stays_float() -> None:
     outcome = control(points(4), Metric([0.5] * 4), floats=FLOATS, floor=Floor(max_drop=0.01))
     assert outcome.best is None

@@ -163,7 +163,7 @@ class _Run:
         try:
             risk = 1 - self.floor.confidence
             while low < high:
-                middle = self._next(front, low, high)
+                middle = (low + high) // 2 if self.tried else 0
                 # As many tests may still come: this one, and those that halve what a failure leaves.
                 part = risk / (1 + (high - middle - 1).bit_length())
                 left = self.floor.seconds - (self.floor.clock() - start)
@@ -176,18 +176,6 @@ class _Run:
         except KeyboardInterrupt:
             return "an interrupt"
         return ""
-
-    def _next(self, front: Sequence[Assignment], low: int, high: int) -> int:
-        """The point to measure: the cheapest, then where the drop should be small enough, then the middle."""
-        middle = (low + high) // 2
-        match self.tried:
-            case []:
-                return low
-            case [first] if first.upper > 0:
-                # If drops were proportional to predicted losses; they are not, and the rest is bisected.
-                wanted = first.assignment.loss * self.floor.max_drop / first.upper
-                return next((at for at in range(low, middle) if front[at].loss <= wanted), middle)
-        return middle
 
     def outcome(self, stopped: str) -> Outcome:
         """What was found, with notes."""
