@@ -33,6 +33,15 @@ def test_methods_by_name_lose_less_than_nearest_rounding(given, method) -> None:
     assert all(unit.after <= unit.before for unit in repair.units if unit.kept)
 
 
+def test_auto_learns_where_iterations_are_given(given) -> None:
+    model, options = given
+    closed, learned = (
+        fptq.quantize(model, bits="w3a8", **more, **options).report.repair.units for more in ({}, {"iterations": 20})
+    )
+    assert {unit.name for unit in closed} != {unit.name for unit in learned}
+    assert learned
+
+
 def test_every_name_of_the_recipe_is_a_method() -> None:
     names = fptq.Recipe.model_fields["method"].annotation.__args__
     assert set(names) == set(METHODS)

@@ -254,8 +254,13 @@ def _learned(start: Start) -> Outcome:
     return start.executor.model, made.encoding, units, (*made.notes, *stopped)
 
 
+def _auto(start: Start) -> Outcome:
+    """In closed form, which is enough where it was measured; learned where iterations were asked for."""
+    return _measured(start) if start.problem.recipe.iterations is None else _learned(start)
+
+
 METHODS: Mapping[str, Callable[[Start], Outcome]] = MappingProxyType(
-    {"auto": _measured, "nearest": _nearest, "gptaq": _gptaq, "ridge": _ridge}
+    {"auto": _auto, "nearest": _nearest, "gptaq": _gptaq, "ridge": _ridge}
     | dict.fromkeys(("adaround", "brecq", "qdrop", "genie", "pd-quant", "ae-qdrop"), _learned)
 )
 """What finds the codes, by the recipe's name for it."""
