@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -36,12 +37,23 @@ def test_the_limit_of_right_and_wrong_solves_its_equation(lost: int, gained: int
     limit = upper_share(lost, gained, samples, 0.95)
     assert (lost - gained) / samples < limit < 1
     # The likeliest share of gains, given that the drop is the limit, by a search of its own.
-    shares = np.linspace(max(-limit, 0), (1 - limit) / 2, 20_001)[1:-1]
-    rest = np.maximum(1 - limit - 2 * shares, 1e-300)
-    likelihood = lost * np.log(limit + shares) + gained * np.log(shares) + (samples - lost - gained) * np.log(rest)
-    share = float(shares[likelihood.argmax()])
-    expected = lost - gained + 1.645 * math.sqrt(samples * (2 * share + limit * (1 - limit)))
-    assert samples * limit == pytest.approx(expected, rel=0.01)
+    low, high = max(-limit, 0.0), (1 - limit) / 2
+    for _ in range(5):
+        shares = np.linspace(low, high, 2001)[1:-1]
+        rest = np.maximum(1 - limit - 2 * shares, 1e-300)
+        likelihood = lost * np.log(limit + shares) + gained * np.log(shares) + (samples - lost - gained) * np.log(rest)
+        at, step = int(likelihood.argmax()), float(shares[1] - shares[0])
+        share = float(shares[at])
+        low, high = max(low, share - step), min(high, share + step)
+    z = NormalDist().inv_cdf(0.95)
+    expected = lost - gained + z * math.sqrt(samples * (2 * share + limit * (1 - limit)))
+    # The two terms may cancel: their difference is known to no more than a small part of each.
+    assert samples * limit == pytest.approx(expected, rel=0.001, abs=1e-5)
+
+
+@pytest.mark.parametrize(("lost", "gained", "samples"), [(1, 5, 61), (0, 0, 60), (30, 30, 60), (0, 30, 60)])
+def test_the_equation_holds_where_its_terms_cancel(lost: int, gained: int, samples: int) -> None:
+    test_the_limit_of_right_and_wrong_solves_its_equation.hypothesis.inner_test(lost, gained, samples)
 
 
 def test_the_limit_of_many_samples_is_that_of_the_normal_distribution() -> None:
