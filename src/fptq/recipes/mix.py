@@ -72,8 +72,7 @@ class Mix:
     @property
     def emulated(self) -> tuple[str, ...]:
         """Formats in use that the engine has no kernels for: their codes live in a wider container."""
-        used = dict.fromkeys(self.chosen.assignment.formats)
-        return tuple(name for name in used if name in self.study.encodings and Format.parse(name).emulated)
+        return emulated(self.chosen.assignment, self.study)
 
     def decisions(self) -> Iterator[tuple[Unit, str, float]]:
         """Every unit with its precision and its predicted loss in it, in the order of execution."""
@@ -86,3 +85,9 @@ class Mix:
         """The number of units in each precision."""
         precisions = [point.assignment[unit.name] for unit in self.found.units]
         return {name: precisions.count(name) for name in self.table.formats}
+
+
+def emulated(assignment: Assignment, study: Study) -> tuple[str, ...]:
+    """Formats of an assignment that no engine has kernels for."""
+    used = dict.fromkeys(assignment.formats)
+    return tuple(name for name in used if name in study.encodings and Format.parse(name).emulated)

@@ -21,7 +21,7 @@ from fptq.errors import BudgetError
 from fptq.graph.write import save
 from fptq.recipes.costs import Target, cost_table
 from fptq.recipes.formats import Format
-from fptq.recipes.mix import Mix, Point
+from fptq.recipes.mix import Mix, Point, emulated
 from fptq.recipes.problem import Problem
 from fptq.recipes.scoring import Scorer
 from fptq.recipes.study import Realized, Study, check, refined_study
@@ -290,6 +290,8 @@ class _Search:
         from fptq.execute import Executor
 
         new = [one for one in dict.fromkeys(assignments) if one not in self.losses]
+        if not new:  # else the float network would run for nothing
+            return
         encodings = [self._realized(assignment).encoding for assignment in new]
         executor, samples = Executor.open(self.study.model), self.study.samples
         try:
@@ -300,8 +302,7 @@ class _Search:
         self.losses |= dict(zip(new, found, strict=True))
 
     def _about_sizes(self, best: Assignment) -> Sequence[str]:
-        used = sorted({name for name in best.formats if name in self.study.encodings})
-        narrow = [name for name in used if Format.parse(name).emulated]
+        narrow = sorted(emulated(best, self.study))
         if not narrow:
             return ()
         return (

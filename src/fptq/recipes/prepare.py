@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fptq.calibrate import CalibrationOptions, Statistics, collect, needed
+from fptq.calibrate import Statistics, collect, needed
 from fptq.config import Recipe
 from fptq.engines import ENGINES, Engine
 from fptq.errors import ConfigError
@@ -97,7 +97,7 @@ def placed(problem: Problem, engine: Engine, *, progress: Progress = silent) -> 
     """
     recipe, profile = problem.recipe, PROFILES[engine.name]
     model = rewritten(problem, profile.passes)
-    options = options_of(recipe, problem.threads)
+    options = calibration_options(recipe, first_pair(recipe), problem.threads)
     candidates = Candidates(model=model, profile=profile, policy=policy_of(recipe), options=options)
     replayed = _replayed(recipe, engine)
     others = [calibration_options(recipe, (name, "minmax")).observer for name in other_observers(recipe)]
@@ -219,8 +219,3 @@ def rewritten(problem: Problem, names: Iterable[str]) -> Model:
             check_parity(rewritten.graph_model, sample, reference)
         model = rewritten
     return model
-
-
-def options_of(recipe: Recipe, threads: int) -> CalibrationOptions:
-    """The recipe's observers, the first choice where several are compared."""
-    return calibration_options(recipe, first_pair(recipe), threads)

@@ -6,7 +6,6 @@ not bring `MARGIN` is dropped, so a recipe can be tried on a network that it doe
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from types import MappingProxyType
 from fptq.calibrate import Statistics, collect, needed, solve
 from fptq.config import Recipe
 from fptq.errors import ParityError
+from fptq.feeds import Part
 from fptq.graph.model import Model
 from fptq.graph.parity import check_parity, graph_reference
 from fptq.plan.encoding import Encoding
@@ -23,7 +23,7 @@ from fptq.plan.plan import Plan
 from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
 from fptq.recipes.problem import Problem
 from fptq.rewrite import corrected_biases, equalized, measured_biases, smoothed
-from fptq.types import Feeds, FeedSource, Progress, silent
+from fptq.types import FeedSource, Progress, silent
 
 _LOG = logging.getLogger(__name__)
 
@@ -164,7 +164,7 @@ class _Bench:
             self.tried.append(Tried(name=name, before_db=self.best_db, after_db=math.nan, kept=False))
             return
         candidate = replace(self.best, model=model, exact=model)
-        yield name, self._calibrated(candidate, _Few(self.problem.calibration, _TRIED_ON))
+        yield name, self._calibrated(candidate, Part(self.problem.calibration, _TRIED_ON))
 
     def observed(self, activations: str) -> Refined:
         """The best network with the numbers of another observer of activations."""
@@ -208,20 +208,6 @@ class _Bench:
         return replace(candidate, encoding=replace(encoding, rewrites=candidate.encoding.rewrites))
 
 
-@dataclass(frozen=True)
-class _Few:
-    """The first samples of a source."""
-
-    source: FeedSource
-    most: int
-
-    def __iter__(self) -> Iterator[Feeds]:
-        return itertools.islice(iter(self.source), self.most)
-
-    def __len__(self) -> int:
-        return min(self.most, len(self.source))
-
-
 def _noted(winner: Refined, before: Refined, note: str) -> Refined:
     """The winner with a line about what it is, where its network is another one."""
     if winner.model is before.model:
@@ -253,7 +239,7 @@ def _try_smoothing(bench: _Bench) -> None:
 
 
 def _smoothed(bench: _Bench, alpha: float) -> Iterator[tuple[str, Refined]]:
-    model = smoothed(bench.best.model, _Few(bench.problem.calibration, _TRIED_ON), alpha=alpha)
+    model = smoothed(bench.best.model, Part(bench.problem.calibration, _TRIED_ON), alpha=alpha)
     if model is not None:
         yield from bench.rewritten(f"smoothing, alpha {alpha:g}", model)
 
@@ -261,7 +247,7 @@ def _smoothed(bench: _Bench, alpha: float) -> Iterator[tuple[str, Refined]]:
 def _try_bias_correction(bench: _Bench) -> None:
     if bench.problem.recipe.bias_correction == "off":
         return
-    best, means = bench.best, _Few(bench.problem.calibration, _MEANS)
+    best, means = bench.best, Part(bench.problem.calibration, _MEANS)
     model = corrected_biases(best.model, best.encoding, means)
     if model is not None:
         bench.contest([("bias correction", replace(best, model=model))])
@@ -270,7 +256,7 @@ def _try_bias_correction(bench: _Bench) -> None:
 def _try_measured_biases(bench: _Bench) -> None:
     if bench.problem.recipe.bias_correction == "off":
         return
-    best, means = bench.best, _Few(bench.problem.calibration, _MEANS)
+    best, means = bench.best, Part(bench.problem.calibration, _MEANS)
     model = measured_biases(best.model, best.encoding, means, reference=best.exact, progress=bench.progress)
     if model is not None:
         bench.contest([("bias correction, measured layer by layer", replace(best, model=model))])
