@@ -8,6 +8,7 @@ from types import MappingProxyType
 from fptq.graph.gemm import matmul_add_to_gemm
 from fptq.graph.model import Model
 from fptq.rewrite.bias import corrected_biases, input_means, measured_biases, shifted_biases
+from fptq.rewrite.branches import branches_levelled
 from fptq.rewrite.equalize import equalized
 from fptq.rewrite.smooth import smoothed
 from fptq.rewrite.space_to_depth import space_to_depth_stem
@@ -19,6 +20,7 @@ PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
 
 __all__ = [
     "PASSES",
+    "branches_levelled",
     "corrected_biases",
     "equalized",
     "input_means",
