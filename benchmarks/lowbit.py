@@ -15,21 +15,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 import fashion
-from fptq.calibrate import collect, needed, weight_params
+from fptq.cache import Cache
+from fptq.calibrate import weight_params
 from fptq.config import Recipe
 from fptq.execute import Executor, Overlay
 from fptq.graph.load import load
-from fptq.plan import PROFILES, Encoding, place
+from fptq.plan import PROFILES, Encoding
 from fptq.plan.edges import Setting
-from fptq.recipes.formats import Format
-from fptq.recipes.lowbit import low_bit_plan
-from fptq.recipes.narrow import Source
+from fptq.recipes.bases import Base, base_of
 from fptq.recipes.observers import calibration_options
+from fptq.recipes.problem import Problem
 from fptq.reconstruct import METHODS, ReconstructionOptions, reconstruct
 from fptq.reconstruct.closed_form import ClosedFormOptions, gptaq, ridge_correction
 from fptq.reconstruct.task import MEASURED
@@ -122,31 +123,38 @@ def _calibration(seed: int) -> Batches:
     return Batches(images.normalized(chosen).numpy())
 
 
-def start(case: Case) -> Encoding:
-    """The numbers before any repair: nearest rounding, in the ranges that lose least."""
-    executor, given, profile = executor_of(case.width), Format.parse(case.precision), PROFILES[ENGINE]
-    name = executor.input_names[0]
-    placed = place(executor.model, profile, profile.variants[0])
-    plan = low_bit_plan(executor.model, placed, given, case.setting)
-    options = calibration_options(Recipe(), ("lp", "minmax"), 1)
-    feeds = [{name: feeds["image"]} for feeds in _calibration(case.seed)]
-    found = collect(executor.model, needed(plan, [options.observer]), feeds)
-    source = Source(model=executor.model, statistics=found, recipe=Recipe(), pair=("lp", "minmax"), samples=feeds)
-    return source.numbers(plan, given)
+def start(case: Case) -> Base:
+    """The network and its numbers before any repair: nearest rounding, as `fptq quantize` starts from."""
+    executor = executor_of(case.width)
+    feeds = calibration(case)
+    method: dict[str, Any] = {} if case.method == "closed" else {"method": case.method}
+    problem = Problem(
+        model=executor.model,
+        calibration=feeds,
+        held_out=(feeds[0],),
+        task=None,
+        recipe=Recipe(bits=case.precision, setting=case.setting, seed=case.seed, **method),
+        store=Cache(HERE / "results" / "lowbit" / "cache"),
+    )
+    return base_of(problem, PROFILES[ENGINE])
+
+
+def calibration(case: Case) -> list[Feeds]:
+    """The calibration images by the network's name for its input."""
+    (name,) = executor_of(case.width).input_names
+    return [{name: feeds["image"]} for feeds in _calibration(case.seed)]
 
 
 def run(case: Case) -> Row:
     """Find the codes and score them."""
-    executor, encoding = executor_of(case.width), start(case)
-    name = executor.input_names[0]
-    feeds = [{name: feeds["image"]} for feeds in _calibration(case.seed)]
+    exact_one, base, feeds = executor_of(case.width), start(case), calibration(case)
     begun, cpu = time.perf_counter(), time.process_time()
-    repaired, found, suffix_s = _repaired(case, executor, encoding, feeds)
+    repaired, found, suffix_s = _repaired(case, Executor.open(base.model), base.encoding, feeds)
     seconds, cpu_s = time.perf_counter() - begun, time.process_time() - cpu
-    test = fashion.test_images()
-    exact, logits = (_logits(one, hook, test.normalized(slice(None))) for one, hook in _pair(executor, repaired, found))
-    seen = torch.from_numpy(_calibration(case.seed).images)
-    before, after = (_logits(one, hook, seen).argmax(1) for one, hook in _pair(executor, repaired, found))
+    pair = ((exact_one, None), (repaired, Overlay(encoding=found)))
+    test, seen = fashion.test_images(), torch.from_numpy(_calibration(case.seed).images)
+    exact, logits = (_logits(one, hook, test.normalized(slice(None))) for one, hook in pair)
+    before, after = (_logits(one, hook, seen).argmax(1) for one, hook in pair)
     log_p, log_q = exact.double().log_softmax(1), logits.double().log_softmax(1)
     return Row(
         accuracy=float((logits.argmax(1) == test.labels).double().mean()),
@@ -179,10 +187,6 @@ def _repaired(
             )
             return executor, learned.encoding, sum(unit.prediction_seconds for unit in learned.units)
     return made.executor, made.encoding, 0.0
-
-
-def _pair(executor: Executor, repaired: Executor, encoding: Encoding):
-    return ((executor, None), (repaired, Overlay(encoding=encoding)))
 
 
 @torch.no_grad()

@@ -11,16 +11,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fptq.calibrate import Statistics, collect, needed, weight_params
+from fptq.calibrate import Statistics, weight_params
 from fptq.engines import Engine
 from fptq.errors import MissingExtra
 from fptq.graph.model import Model
-from fptq.plan import PROFILES, Encoding, Plan, materialize, place
-from fptq.plan.edges import Setting, edges_of
+from fptq.plan import PROFILES, Encoding, materialize
+from fptq.recipes.bases import base_of
 from fptq.recipes.formats import Format
-from fptq.recipes.narrow import Source
 from fptq.recipes.observers import Pair, calibration_options, first_pair
-from fptq.recipes.prepare import Prepared, policy_of, rewritten
+from fptq.recipes.prepare import Prepared
 from fptq.recipes.problem import Problem
 from fptq.recipes.trials import Trials
 from fptq.search import Amount
@@ -118,32 +117,18 @@ def low_bit(problem: Problem, engine: Engine, *, progress: Progress = silent) ->
         raise MissingExtra("torch", extra="torch", purpose="Repairing a network of few bits") from error
     recipe = problem.recipe
     Amount.parse(recipe.memory, cost="memory")  # before any work
-    given = Format.parse(recipe.bits or "")
-    profile = PROFILES[engine.name]
-    model = rewritten(problem, profile.passes)
-    placed = place(model, profile, profile.variants[0], policy_of(recipe))
-    plan = low_bit_plan(model, placed, given, recipe.setting)
-    pair = first_pair(recipe)
-    options = calibration_options(recipe, pair, problem.threads)
-    asked, clock = needed(plan, [options.observer]), time.perf_counter()
-    statistics = collect(model, asked, problem.calibration, options=options.run, store=problem.store, progress=progress)
+    Format.parse(recipe.bits or "")
+    clock = time.perf_counter()
+    base = base_of(problem, PROFILES[engine.name], progress=progress)
     calibration_s = time.perf_counter() - clock
-    executor = Executor.open(model)
-    verify(model, problem.held_out[0], executor=executor)
-    samples = tuple(itertools.islice(problem.calibration, _JUDGED))
-    source = Source(model=model, statistics=statistics, recipe=recipe, pair=pair, samples=samples)
-    encoding = source.numbers(plan, given)
-    start = Start(problem=problem, executor=executor, encoding=encoding, observers=pair, progress=progress)
+    executor = Executor.open(base.model)
+    verify(base.model, problem.held_out[0], executor=executor)
+    pair = first_pair(recipe)
+    start = Start(problem=problem, executor=executor, encoding=base.encoding, observers=pair, progress=progress)
     clock = time.perf_counter()
     outcome = METHODS[recipe.method](start)
     repair = _judged(start, engine, outcome, time.perf_counter() - clock)
-    return _prepared(engine, outcome, repair, statistics=statistics, calibration_s=calibration_s, pair=pair)
-
-
-def low_bit_plan(model: Model, plan: Plan, given: Format, setting: Setting) -> Plan:
-    """A plan of eight bits in another format, but for the ends."""
-    wide = edges_of(model, plan).wide(setting)
-    return given.plan(plan).with_specs({placement: plan.specs[placement] for placement in wide})
+    return _prepared(engine, outcome, repair, statistics=base.statistics, calibration_s=calibration_s, pair=pair)
 
 
 def _prepared(

@@ -5,8 +5,7 @@ The error of the weights themselves says little: clipping lowers it, and moves t
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from fptq.calibrate import Statistics, solve
@@ -15,12 +14,12 @@ from fptq.graph.model import Model
 from fptq.plan import Encoding, Plan
 from fptq.recipes.formats import Format
 from fptq.recipes.observers import Pair, calibration_options, first_pair
-from fptq.types import Feeds, silent
+from fptq.types import Feeds, FeedSource, silent
 
 NARROW = 8
 """Fewer bits are narrow."""
-_RUN = 2
-"""Samples that are run for the choice."""
+_FEWEST, _MOST, _BYTES = 2, 64, 4_000_000
+"""Samples that are run for a choice: as many as these bytes hold, between the two numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +31,14 @@ class Source:
         statistics: What calibration found.
         recipe: Its observers' options.
         pair: Observers of activations and weights at eight bits and above.
-        samples: At least one.
+        samples: At least one; the first few are run.
     """
 
     model: Model
     statistics: Statistics
     recipe: Recipe
     pair: Pair
-    samples: Sequence[Feeds]
+    samples: FeedSource
 
     def numbers(self, plan: Plan, given: Format) -> Encoding:
         """The encoding of a plan whose layers, or most of them, have a format.
@@ -61,14 +60,33 @@ class Source:
 
     def _least(self, tried: Sequence[Encoding]) -> Encoding:
         """The encoding whose network loses least."""
-        from fptq.analyze.mixed import encoding_losses
-        from fptq.execute import Executor
-        from fptq.execute.objective import natural
-
-        samples = tuple(itertools.islice(self.samples, _RUN))
-        executor = Executor.open(self.model)
-        losses = encoding_losses(executor, tried, samples, natural(self.model), progress=silent)
+        losses = lost(self.model, tried, self.samples)
         return tried[losses.index(min(losses))]
+
+
+def lost(model: Model, encodings: Sequence[Encoding], samples: FeedSource) -> list[float]:
+    """The losses of quantized networks against their float self, on a few samples.
+
+    Args:
+        model: The float network.
+        encodings: The quantized ones.
+        samples: At least one; the first few are run.
+    """
+    from fptq.analyze.mixed import encoding_losses
+    from fptq.execute import Executor
+    from fptq.execute.objective import natural
+
+    few = tuple(_few(samples))
+    return encoding_losses(Executor.open(model), encodings, few, natural(model), progress=silent)
+
+
+def _few(samples: Iterable[Feeds]) -> Iterator[Feeds]:
+    size = 0
+    for number, sample in enumerate(samples):
+        if number >= _MOST or (number >= _FEWEST and size >= _BYTES):
+            return
+        size += sum(array.nbytes for array in sample.values())
+        yield sample
 
 
 def _around_zero(plan: Plan) -> Plan:

@@ -1,4 +1,4 @@
-"""Try what may lower the output error, and keep what does: observers, equalization, smoothing, bias correction.
+"""Try what may lower the output error, and keep what does: rewrites, observers, bias correction.
 
 Every trial is judged by the output of the network on its engine, on samples that calibration has not seen. What does
 not bring `MARGIN` is dropped, so a recipe can be tried on a network that it does not suit.
@@ -22,7 +22,7 @@ from fptq.plan.encoding import Encoding
 from fptq.plan.plan import Plan
 from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
 from fptq.recipes.problem import Problem
-from fptq.rewrite import corrected_biases, equalized, measured_biases, smoothed
+from fptq.rewrite import branches_levelled, corrected_biases, equalized, measured_biases, smoothed
 from fptq.types import FeedSource, Progress, silent
 
 _LOG = logging.getLogger(__name__)
@@ -216,6 +216,15 @@ def _noted(winner: Refined, before: Refined, note: str) -> Refined:
     return replace(winner, encoding=encoding)
 
 
+def _try_levelled_branches(bench: _Bench) -> None:
+    if not bench.best.encoding.plan.activations:  # one scale for two branches is the trouble
+        return
+    for alpha in bench.effort.alphas:
+        model = branches_levelled(bench.best.model, Part(bench.problem.calibration, _TRIED_ON), alpha=alpha)
+        if model is not None:
+            bench.contest(bench.rewritten(f"concatenations levelled, alpha {alpha:g}", model))
+
+
 def _try_observers(bench: _Bench) -> None:
     if bench.best.encoding.plan.activations:
         names = other_observers(bench.problem.recipe)
@@ -262,7 +271,14 @@ def _try_measured_biases(bench: _Bench) -> None:
         bench.contest([("bias correction, measured layer by layer", replace(best, model=model))])
 
 
-_CHEAP = (_try_observers, _try_clipped_weights, _try_equalization, _try_smoothing, _try_bias_correction)
+_CHEAP = (
+    _try_levelled_branches,
+    _try_observers,
+    _try_clipped_weights,
+    _try_equalization,
+    _try_smoothing,
+    _try_bias_correction,
+)
 
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {
