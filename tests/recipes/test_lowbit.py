@@ -79,6 +79,34 @@ def test_the_page_tells_held_out_from_calibration(given) -> None:
     assert "on samples that it learned from" in page
 
 
+@pytest.mark.parametrize("task", ["generic", "segmentation"])
+def test_volumes_are_cut_and_judged_by_their_task(net, tmp_path, monkeypatch, task) -> None:
+    import fptq.reconstruct
+    from fptq.execute import Objective
+
+    seen = []
+
+    def spied(executor, encoding, feeds, *, options, **others):
+        seen.append(options)
+        return learn(executor, encoding, feeds, options=options, **others)
+
+    learn = fptq.reconstruct.reconstruct
+    monkeypatch.setattr(fptq.reconstruct, "reconstruct", spied)
+    rng, shape = np.random.default_rng(0), (1, 4, 80, 8, 8)
+    samples = [{"x": np.abs(rng.standard_normal(shape)).astype(np.float32)} for _ in range(3)]
+    n = net(shape)
+    for c_in, c_out in ((4, 16), (16, 16), (16, 1)):
+        n("Relu")
+        n.conv(c_in, c_out, rank=3)
+    if task == "generic":
+        n("GlobalAveragePool")
+    options = {"bits": "w3a8", "method": "qdrop", "iterations": 2, "engine": "onnxruntime", "task": task}
+    made = fptq.quantize(n.model().graph_model, calibration=samples, cache=tmp_path / "cache", threads=1, **options)
+    whole = any("not from crops of 64 voxels" in note for note in made.report.warnings)
+    expected = (Objective.SQUARED, True) if task == "generic" else (Objective.BINARY, False)
+    assert (seen[0].objective, whole) == expected
+
+
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [

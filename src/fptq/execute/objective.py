@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from enum import Enum
 
 import torch
+from torch.nn.functional import logsigmoid
 
 from fptq.graph.model import Model
 
@@ -17,13 +18,19 @@ class Objective(Enum):
     """The loss of a quantized network against its float self.
 
     SQUARED: sum of squared output differences over the sum of squared outputs, of several outputs the mean: the
-        inverse of the SQNR as a plain ratio. For regression and segmentation.
+        inverse of the SQNR as a plain ratio. For regression.
     KL: the divergence of the quantized network's class probabilities from the float network's [nats], mean over
         samples and positions. For outputs that are logits, classes on axis 1, or on the last axis of rank 3.
+    BINARY: the same of independent yes/no answers, one logit each, summed over that axis.
+
+    Positions count alike, also where nearly all are background. There the float network is sure of its answer, and
+    both divergences weigh a change of a logit by `p (1 - p)`, so background does not drown the classes. Weights by
+    class would be those of the samples that happen to run side by side.
     """
 
     SQUARED = "squared"
     KL = "kl"
+    BINARY = "binary"
 
 
 def loss(objective: Objective, reference: Outputs, other: Outputs) -> float:
@@ -59,8 +66,9 @@ def projection(objective: Objective, outputs: Outputs, generator: torch.Generato
     """A scalar whose gradient `g`, over draws, has `E[(g . d)^2]` = the loss of a small change `d` of any value.
 
     Standard normal weights make the expectation of the squared product the squared norm of the output's change
-    (Hutchinson 1990); weights with the covariance of the Fisher information, `diag(p) - p p^T` on the logits, make it
-    twice the KL divergence to second order (Martens 2020, JMLR 21:146, section 5).
+    (Hutchinson 1990); weights with the covariance of the Fisher information, `diag(p) - p p^T` on the logits of classes
+    and `p (1 - p)` on those of yes/no answers, make it twice the KL divergence to second order (Martens 2020, JMLR
+    21:146, section 5).
 
     Args:
         objective: Which loss.
@@ -90,6 +98,10 @@ def _difference(objective: Objective, reference: torch.Tensor, other: torch.Tens
             axis = class_axis(reference)
             p, q = (torch.log_softmax(tensor / temperature, axis) for tensor in (reference, other))
             return (p.exp() * (p - q)).sum(axis).mean()
+        case Objective.BINARY:
+            p, q = reference / temperature, other / temperature
+            yes, no = (torch.sigmoid(x) * (logsigmoid(x) - logsigmoid(y)) for x, y in ((p, q), (-p, -q)))
+            return (yes + no).sum(class_axis(reference)).mean()
 
 
 def _projection(objective: Objective, output: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -99,11 +111,12 @@ def _projection(objective: Objective, output: torch.Tensor, generator: torch.Gen
             power = output.detach().square().sum().clamp_min(1e-30)
             return (output * noise).sum() / power.sqrt()
         case Objective.KL:
-            axis = class_axis(output)
-            root = torch.softmax(output.detach(), axis).sqrt()
-            weights = root * noise - root.square() * (root * noise).sum(axis, keepdim=True)
-            positions = output.numel() / output.shape[axis]
-            return (output * weights).sum() / math.sqrt(2 * positions)
+            root = torch.softmax(output.detach(), class_axis(output)).sqrt()
+            weights = root * noise - root.square() * (root * noise).sum(class_axis(output), keepdim=True)
+        case Objective.BINARY:
+            weights = noise * (torch.sigmoid(output.detach()) * torch.sigmoid(-output.detach())).sqrt()
+    positions = output.numel() / output.shape[class_axis(output)]
+    return (output * weights).sum() / math.sqrt(2 * positions)
 
 
 def natural(model: Model) -> Objective:
@@ -111,3 +124,28 @@ def natural(model: Model) -> Objective:
     shapes = [info.shape or () for info in model.outputs if info.dtype.kind == "f"]
     scores = bool(shapes) and all(len(shape) == 2 and shape[1] != 1 for shape in shapes)
     return Objective.KL if scores else Objective.SQUARED
+
+
+def of_task(model: Model, task: str) -> Objective:
+    """The objective of a network whose task is known.
+
+    For "segmentation" KL at every voxel where all outputs `[N, C, *S]` have several channels, and BINARY where all have
+    one. Otherwise, and where outputs are probabilities already or of unknown shape, what is `natural`.
+
+    Args:
+        model: The network.
+        task: The recipe's.
+    """
+    shapes = [info.shape or () for info in model.outputs if info.dtype.kind == "f"]
+    channels = {shape[1] if len(shape) > 3 else None for shape in shapes}
+    if task != "segmentation" or _probable(model) or not all(isinstance(count, int) for count in channels):
+        return natural(model)
+    if channels == {1}:
+        return Objective.BINARY
+    return Objective.KL if channels and 1 not in channels else natural(model)
+
+
+def _probable(model: Model) -> bool:
+    """Whether an output is computed by what makes probabilities of logits."""
+    makers = [value.producer() for value in model.graph.outputs]
+    return any(node is not None and node.op_type in ("Sigmoid", "Softmax") for node in makers)

@@ -218,17 +218,23 @@ def _closed_form(made: Any) -> Outcome:
 
 
 def _learned(start: Start) -> Outcome:
+    from fptq.execute.objective import of_task
     from fptq.reconstruct import METHODS as LEARNED
     from fptq.reconstruct import ReconstructionOptions, reconstruct
 
     recipe = start.problem.recipe
     method = LEARNED[recipe.method]
+    options = ReconstructionOptions(
+        objective=of_task(start.executor.model, recipe.task),
+        seed=recipe.seed,
+        memory=int(Amount.parse(recipe.memory, cost="memory").value),
+    )
     made = reconstruct(
         start.executor,
         start.encoding,
         start.problem.calibration,
         method=method if recipe.iterations is None else method.shortened(recipe.iterations),
-        options=ReconstructionOptions(seed=recipe.seed, memory=int(Amount.parse(recipe.memory, cost="memory").value)),
+        options=options,
         store=start.problem.store,
         progress=start.progress,
     )

@@ -69,7 +69,7 @@ class SearchResult:
 
     Attributes:
         engine: The engine that it is for.
-        objective: "squared" or "kl": the unit of all losses.
+        objective: "squared", "kl" or "binary": the unit of all losses.
         metric: Name of the score whose drop is limited; empty where none is.
         limits: What was not to be exceeded, by name of the cost: bytes, BOPs, ms.
         float_costs: The float network's.

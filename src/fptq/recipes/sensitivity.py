@@ -51,7 +51,7 @@ class SensitivityTable:
         engine: The engine whose placement was analysed.
         formats: The columns of `SensitivityRow.loss`; all are emulated in float.
         compared: The format of the local and accumulated errors.
-        objective: "squared" or "kl".
+        objective: "squared", "kl" or "binary".
         method: "fisher", or "leave-one-in".
         samples: Samples that were run.
         rows: In the order of execution.
@@ -60,7 +60,7 @@ class SensitivityTable:
     engine: str
     formats: tuple[str, ...]
     compared: str
-    objective: Literal["squared", "kl"]
+    objective: Literal["squared", "kl", "binary"]
     method: Literal["fisher", "leave-one-in"]
     samples: int
     rows: tuple[SensitivityRow, ...]

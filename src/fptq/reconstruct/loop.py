@@ -19,6 +19,7 @@ from fptq.graph.placement import Placement
 from fptq.plan.encoding import Encoding
 from fptq.reconstruct.activations import groups_of
 from fptq.reconstruct.blocks import blocks_of
+from fptq.reconstruct.crops import views_of
 from fptq.reconstruct.flow import Flow
 from fptq.reconstruct.frontier import Frontier
 from fptq.reconstruct.inputs import Key, Values
@@ -49,7 +50,7 @@ def reconstruct(
     Args:
         executor: The whole float network; its device is used.
         encoding: Scales and zero points that calibration found.
-        feeds: Unlabelled samples; batches are taken apart where the network allows it.
+        feeds: Unlabelled samples; batches are taken apart and large volumes cut where the network allows it.
         method: What is learned, and by which loss; see `METHODS`.
         options: Seed, memory and the rest.
         store: Keeps the result of every block.
@@ -64,8 +65,13 @@ def reconstruct(
     """
     options = options or ReconstructionOptions()
     _check(executor, encoding)
-    samples = _Samples(executor=executor, feeds=feeds)
+    views = views_of(executor, feeds, crop=options.crop, seed=options.seed)
+    if views.large:
+        method = replace(method, batch_size=min(method.batch_size, options.volume_batch))
+    samples = _Samples(executor=executor, feeds=views.source)
     work = _work(samples, encoding, method, options, store)
+    if views.note is not None:
+        work.log.note(views.note)
     run = _Run(work=replace(work, progress=progress), samples=samples, encoding=encoding)
     try:
         run.everything()

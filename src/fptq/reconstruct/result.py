@@ -12,6 +12,7 @@ from fptq.execute import Objective
 from fptq.graph.placement import Placement
 from fptq.numerics import UniformParams
 from fptq.plan.encoding import Encoding
+from fptq.reconstruct.crops import STEP
 from fptq.reconstruct.method import Method
 from fptq.types import Array
 
@@ -31,6 +32,10 @@ class ReconstructionOptions:
         folder: Where those files go; None: the system's folder for temporary files.
         autocast: Compute in bfloat16 where torch thinks it safe.
         judged: The losses that decide between learned and nearest rounding are means over at most so many samples.
+        crop: Larger volumes (inputs `[N, C, D, H, W]`) are cut to random crops of so many voxels along each spatial
+            axis, at least 16, rounded down to a multiple of 16; at least 64 crops in all. None: samples stay whole.
+        volume_batch: The method's batch size for volumes larger than a crop, cut or not, at most: each voxel is a
+            sample of its own.
     """
 
     objective: Objective | None = None
@@ -40,6 +45,14 @@ class ReconstructionOptions:
     folder: Path | None = None
     autocast: bool = False
     judged: int = 256
+    crop: int | None = 64
+    volume_batch: int = 4
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and self.crop < STEP:
+            raise ValueError(f"crop = {self.crop}: networks take volumes of at least {STEP} voxels along each axis")
+        if self.volume_batch < 1:
+            raise ValueError(f"volume_batch = {self.volume_batch}: a batch holds at least 1 volume")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +148,10 @@ class Checkpoints:
         self.store.put(KIND, key, CacheEntry(arrays=arrays, meta=asdict(result)))
 
     def key(self, encoding: Encoding, stage: str, index: int) -> str:
-        """The key of a unit's result: the encoding holds the results of the units before it."""
+        """The key of a unit's result: the encoding holds the results of the units before it.
+
+        Crops are in the samples' fingerprint, the batch size of volumes is in the method.
+        """
         given = (self.method, self.options.seed, self.options.autocast, self.options.judged, self.objective.value)
         return cache_key(_FORMAT, fptq.__version__, self.samples, given, _numbers(encoding), stage, index)
 

@@ -17,7 +17,7 @@ _CROWDED = 60
 """With more layers than this, marks are smaller."""
 _SYMBOLS = ("circle", "square", "diamond", "triangle-up", "triangle-down")
 _NOTE = {"text": "limit", "showarrow": False, "xshift": 4}
-_UNITS = {"squared": "SQNR [dB]", "kl": "KL divergence [nats]"}
+_UNITS = {"squared": "SQNR [dB]", "kl": "KL divergence [nats]", "binary": "KL divergence [nats]"}
 _LAYERS = "layer, in the order of execution"
 
 

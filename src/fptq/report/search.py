@@ -47,7 +47,7 @@ class Sensitivity(Record):
 
     Attributes:
         objective: What a loss is: "squared", the sum of squared output differences over that of squared outputs, or
-            "kl", the divergence of the class probabilities [nats].
+            "kl", the divergence of the class probabilities [nats], or "binary", that of yes/no answers [nats].
         method: How losses were found: "fisher", estimated from gradients, or "leave-one-in", run one by one.
         samples: Samples that were run.
         formats: The formats of `loss`: "w4a8" is 4-bit weights and 8-bit activations.
@@ -55,7 +55,7 @@ class Sensitivity(Record):
         rows: The layers, in the order of execution.
     """
 
-    objective: Literal["squared", "kl"]
+    objective: Literal["squared", "kl", "binary"]
     method: Literal["fisher", "leave-one-in"]
     samples: Count
     formats: tuple[str, ...]
@@ -107,7 +107,7 @@ class Search(Record):
         notes: What else to know, one line each.
     """
 
-    objective: Literal["squared", "kl"]
+    objective: Literal["squared", "kl", "binary"]
     cost: str
     limits: Mapping[str, Number] = {}
     float_costs: Mapping[str, Number] = {}

@@ -214,7 +214,7 @@ def loss(value: float | None, objective: str) -> str:
     >>> loss(0.001, "squared"), loss(0.0, "squared"), loss(0.001, "kl")
     ('30.0', '∞', '0.00100')
     """
-    if value is None or objective == "kl":
+    if value is None or objective != "squared":
         return number(value)
     return decibels(-10 * math.log10(value)) if value > 0 else "∞"
 
