@@ -1,7 +1,8 @@
-"""Networks of few bits: every method in every format, on a ResNet-18 trained on FashionMNIST.
+"""Networks of few bits: every method in every format, on trained ResNets and on 3-D networks.
 
 python benchmarks/lowbit.py                                        the table; what was run is not run again
 python benchmarks/lowbit.py --formats w2a2 --methods qdrop genie   some of it
+python benchmarks/lowbit.py --subject deepbrain --iterations 200   another network: w16, w64, deepbrain, deepbet
 python benchmarks/lowbit.py --report                               the table of what was run
 """
 
@@ -13,19 +14,16 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-import fashion
 from fptq.cache import Cache
 from fptq.calibrate import weight_params
 from fptq.config import Recipe
 from fptq.execute import Executor, Overlay
-from fptq.graph.load import load
+from fptq.execute.objective import of_task
 from fptq.plan import PROFILES, Encoding
 from fptq.plan.edges import Setting
 from fptq.recipes.bases import Base, base_of
@@ -36,14 +34,12 @@ from fptq.reconstruct.closed_form import ClosedFormOptions, gptaq, ridge_correct
 from fptq.reconstruct.task import MEASURED
 from fptq.types import Feeds
 from layout import HERE
+from lowbit_subjects import SUBJECTS, Subject
 
-FORMATS = ("w8a8", "w4a8", "w4a4", "w3a3", "w2a4", "w2a2")
+FORMATS = ("w8a8", "w4a8", "w3a8", "w4a4", "w3a3", "w2a4", "w2a2")
 CLOSED = ("nearest", "ridge", "gptaq", "closed")
 """Without learning; "closed" is fptq's own default."""
 LEARNED = ("adaround", "brecq", "qdrop", "genie", "pd-quant", "ae-qdrop", "auto")
-IMAGES, BATCH = 1024, 32
-ENGINE = "onnxruntime"
-"""Its placement leaves the batch free."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +47,10 @@ class Row:
     """One network of few bits.
 
     Attributes:
-        accuracy: Top-1 on the 10,000 test images.
-        agreement: Share of them on which it says what the float network says.
-        seen: The same share on the calibration images: far above `agreement` it has over-fitted.
-        divergence: Mean KL divergence to the float network on the test images [nat].
+        accuracy: Against labels on test samples: top-1, or Dice.
+        agreement: With the float network's answers there: the share that is the same, or Dice.
+        seen: The same on calibration samples: far above `agreement` it has over-fitted.
+        divergence: Mean divergence from the float network on test samples [nat].
         seconds: Elapsed time of the method [s].
         cpu_s: Its processor time [s].
         suffix_s: What running the frozen rest of the network took of that [s].
@@ -74,15 +70,15 @@ class Case:
     """What is run.
 
     Attributes:
-        width: Of the ResNet-18.
+        subject: A key of `SUBJECTS`.
         precision: Format of the layers between the ends.
         setting: What keeps eight bits at the ends.
         method: How codes are found.
         iterations: For each block, of a learned method.
-        seed: Of the calibration images and the method.
+        seed: Of the calibration samples and the method.
     """
 
-    width: int
+    subject: str
     precision: str
     setting: Setting
     method: str
@@ -90,77 +86,42 @@ class Case:
     seed: int
 
     @property
+    def network(self) -> Subject:
+        return SUBJECTS[self.subject]
+
+    @property
     def path(self) -> Path:
         name = f"{self.precision}-{self.setting}-{self.method}-{self.iterations}-{self.seed}.json"
-        return HERE / "results" / "lowbit" / f"w{self.width}" / name
+        return HERE / "results" / "lowbit" / self.subject / name
 
 
-@dataclass(frozen=True)
-class Batches:
-    """Calibration images in batches."""
-
-    images: np.ndarray
-
-    def __iter__(self) -> Iterator[Feeds]:
-        return ({"image": part} for part in np.split(self.images, len(self.images) // BATCH))
-
-    def __len__(self) -> int:
-        return len(self.images) // BATCH
-
-
-@cache
-def executor_of(width: int) -> Executor:
-    """The float network; its batch axis is free."""
-    images = _calibration(0).images
-    model = load(fashion.train(width, 3), example=torch.from_numpy(images[:2]), others=[torch.from_numpy(images[:3])])
-    return Executor.open(model)
-
-
-@cache
-def _calibration(seed: int) -> Batches:
-    images = fashion.train_images()
-    chosen = torch.from_numpy(np.random.default_rng(seed).permutation(len(images))[:IMAGES].copy())
-    return Batches(images.normalized(chosen).numpy())
-
-
-def start(case: Case) -> Base:
+def start(case: Case, feeds: Sequence[Feeds]) -> Base:
     """The network and its numbers before any repair: nearest rounding, as `fptq quantize` starts from."""
-    executor = executor_of(case.width)
-    feeds = calibration(case)
     method: dict[str, Any] = {} if case.method == "closed" else {"method": case.method}
     problem = Problem(
-        model=executor.model,
+        model=case.network.executor.model,
         calibration=feeds,
         held_out=(feeds[0],),
         task=None,
         recipe=Recipe(bits=case.precision, setting=case.setting, seed=case.seed, **method),
         store=Cache(HERE / "results" / "lowbit" / "cache"),
     )
-    return base_of(problem, PROFILES[ENGINE])
-
-
-def calibration(case: Case) -> list[Feeds]:
-    """The calibration images by the network's name for its input."""
-    (name,) = executor_of(case.width).input_names
-    return [{name: feeds["image"]} for feeds in _calibration(case.seed)]
+    return base_of(problem, PROFILES[case.network.engine])
 
 
 def run(case: Case) -> Row:
     """Find the codes and score them."""
-    exact_one, base, feeds = executor_of(case.width), start(case), calibration(case)
+    feeds = case.network.calibration(case.seed)
+    base = start(case, feeds)
     begun, cpu = time.perf_counter(), time.process_time()
     repaired, found, suffix_s = _repaired(case, Executor.open(base.model), base.encoding, feeds)
     seconds, cpu_s = time.perf_counter() - begun, time.process_time() - cpu
-    pair = ((exact_one, None), (repaired, Overlay(encoding=found)))
-    test, seen = fashion.test_images(), torch.from_numpy(_calibration(case.seed).images)
-    exact, logits = (_logits(one, hook, test.normalized(slice(None))) for one, hook in pair)
-    before, after = (_logits(one, hook, seen).argmax(1) for one, hook in pair)
-    log_p, log_q = exact.double().log_softmax(1), logits.double().log_softmax(1)
+    scores = case.network.scores(repaired, Overlay(encoding=found), case.seed)
     return Row(
-        accuracy=float((logits.argmax(1) == test.labels).double().mean()),
-        agreement=float((logits.argmax(1) == exact.argmax(1)).double().mean()),
-        seen=float((before == after).double().mean()),
-        divergence=float((log_p.exp() * (log_p - log_q)).sum(1).mean()),
+        accuracy=scores.metric,
+        agreement=scores.agreement,
+        seen=scores.seen,
+        divergence=scores.divergence,
         seconds=seconds,
         cpu_s=cpu_s,
         suffix_s=suffix_s,
@@ -175,25 +136,18 @@ def _repaired(
         case "nearest":
             return executor, encoding, 0.0
         case "gptaq" | "closed":
-            options = ClosedFormOptions(seed=case.seed) if case.method == "gptaq" else replace(MEASURED, seed=case.seed)
-            made = gptaq(executor, encoding, feeds, options=options)
+            closed = ClosedFormOptions() if case.method == "gptaq" else MEASURED
+            made = gptaq(executor, encoding, feeds, options=replace(closed, seed=case.seed))
         case "ridge":
             observer = calibration_options(Recipe(), ("lp", "lp"), 1).weight_observer
             made = ridge_correction(executor, encoding, feeds, lambda w, spec: weight_params(w, spec, observer))
         case _:
             method = METHODS[case.method].shortened(case.iterations)
-            learned = reconstruct(
-                executor, encoding, feeds, method=method, options=ReconstructionOptions(seed=case.seed)
-            )
+            objective = of_task(executor.model, case.network.task)
+            options = ReconstructionOptions(seed=case.seed, objective=objective)
+            learned = reconstruct(executor, encoding, feeds, method=method, options=options)
             return executor, learned.encoding, sum(unit.prediction_seconds for unit in learned.units)
     return made.executor, made.encoding, 0.0
-
-
-@torch.no_grad()
-def _logits(executor: Executor, hook: Overlay | None, images: torch.Tensor) -> torch.Tensor:
-    name = executor.input_names[0]
-    parts = (next(iter(executor.run({name: part}, hook=hook).values())) for part in images.split(500))
-    return torch.cat(list(parts))
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[Case]:
@@ -203,7 +157,7 @@ def cases(arguments: argparse.Namespace) -> Iterator[Case]:
             for method in arguments.methods:
                 iterations = arguments.iterations if method in LEARNED else 0
                 yield Case(
-                    width=arguments.width,
+                    subject=arguments.subject,
                     precision=precision,
                     setting=arguments.setting,
                     method=method,
@@ -212,11 +166,11 @@ def cases(arguments: argparse.Namespace) -> Iterator[Case]:
                 )
 
 
-def table(found: Mapping[Case, Row]) -> str:
+def table(found: Mapping[Case, Row], metric: str) -> str:
     """Methods by formats: means over the seeds, with the spread where there are several."""
     formats = [f for f in FORMATS if any(case.precision == f for case in found)]
     methods = [m for m in (*CLOSED, *LEARNED) if any(case.method == m for case in found)]
-    heads = ["method", "iterations", *(f"{f}: accuracy, agreement (calibration), CPU [s]" for f in formats)]
+    heads = ["method", "iterations", *(f"{f}: {metric}, agreement (calibration), CPU [s]" for f in formats)]
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
     for method in methods:
         longest = sorted({case.iterations for case in found if case.method == method})
@@ -250,15 +204,14 @@ def main() -> None:
             print(case, row, flush=True)
         if case.path.exists():
             found[case] = Row(**json.loads(case.path.read_text(encoding="utf-8")))
-    exact = fashion.accuracy(fashion.train(arguments.width, 3), fashion.test_images())
-    print(
-        f"\nwidth {arguments.width}, {arguments.setting} setting, float accuracy {100 * exact:.2f} %\n\n{table(found)}"
-    )
+    subject = SUBJECTS[arguments.subject]
+    title = f"{arguments.subject}, {arguments.setting} setting, float {subject.metric} {100 * subject.exact():.2f} %"
+    print(f"\n{title}\n\n{table(found, subject.metric)}")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--subject", choices=list(SUBJECTS), default="w16")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--methods", nargs="+", choices=(*CLOSED, *LEARNED), default=[*CLOSED, *LEARNED])
     parser.add_argument("--setting", choices=("qdrop", "brecq"), default="qdrop")
