@@ -31,13 +31,13 @@ from fptq.recipes.lowbit import low_bit_plan
 from fptq.recipes.narrow import Source
 from fptq.recipes.observers import calibration_options
 from fptq.reconstruct import METHODS, ReconstructionOptions, reconstruct
-from fptq.reconstruct.closed_form import ClosedFormOptions, gptaq, ridge_correction
+from fptq.reconstruct.closed_form import ClosedFormOptions, gptaq, output_correction, ridge_correction
 from fptq.reconstruct.task import MEASURED
 from fptq.types import Feeds
 from layout import HERE
 
 FORMATS = ("w8a8", "w4a8", "w4a4", "w3a3", "w2a4", "w2a2")
-CLOSED = ("nearest", "ridge", "gptaq", "closed")
+CLOSED = ("nearest", "correction", "ridge", "gptaq", "closed")
 """Without learning; "closed" is fptq's own default."""
 LEARNED = ("adaround", "brecq", "qdrop", "genie", "pd-quant", "ae-qdrop", "auto")
 IMAGES, BATCH = 1024, 32
@@ -169,6 +169,8 @@ def _repaired(
         case "gptaq" | "closed":
             options = ClosedFormOptions(seed=case.seed) if case.method == "gptaq" else replace(MEASURED, seed=case.seed)
             made = gptaq(executor, encoding, feeds, options=options)
+        case "correction":
+            made = output_correction(executor, encoding, feeds, options=ClosedFormOptions(seed=case.seed))
         case "ridge":
             observer = calibration_options(Recipe(), ("lp", "lp"), 1).weight_observer
             made = ridge_correction(executor, encoding, feeds, lambda w, spec: weight_params(w, spec, observer))
