@@ -111,7 +111,7 @@ def _make(name: str, folder: Path) -> None:
     plan = place(model, profile, profile.variants[0])
     statistics = collect(model, needed(plan, [options.observer]), found.samples)
     for one in FORMATS:
-        wide = Format.parse(one).plan(plan)
+        wide = Format.parse(one).plan(plan, model)
         (folder / one).mkdir(parents=True, exist_ok=True)
         save_encoding(solve(model, wide, statistics, options=options), folder / one)
     (folder / "samples").mkdir(exist_ok=True)

@@ -30,14 +30,14 @@ from fptq.recipes.bases import Base, base_of
 from fptq.recipes.observers import calibration_options
 from fptq.recipes.problem import Problem
 from fptq.reconstruct import METHODS, ReconstructionOptions, reconstruct
-from fptq.reconstruct.closed_form import ClosedFormOptions, gptaq, ridge_correction
+from fptq.reconstruct.closed_form import ClosedFormOptions, gptaq, output_correction, ridge_correction
 from fptq.reconstruct.task import MEASURED
 from fptq.types import Feeds
 from layout import HERE
 from lowbit_subjects import SUBJECTS, Subject
 
 FORMATS = ("w8a8", "w4a8", "w3a8", "w4a4", "w3a3", "w2a4", "w2a2")
-CLOSED = ("nearest", "ridge", "gptaq", "closed")
+CLOSED = ("nearest", "correction", "ridge", "gptaq", "closed")
 """Without learning; "closed" is fptq's own default."""
 LEARNED = ("adaround", "brecq", "qdrop", "genie", "pd-quant", "ae-qdrop", "auto")
 
@@ -138,6 +138,8 @@ def _repaired(
         case "gptaq" | "closed":
             closed = ClosedFormOptions() if case.method == "gptaq" else MEASURED
             made = gptaq(executor, encoding, feeds, options=replace(closed, seed=case.seed))
+        case "correction":
+            made = output_correction(executor, encoding, feeds, options=ClosedFormOptions(seed=case.seed))
         case "ridge":
             observer = calibration_options(Recipe(), ("lp", "lp"), 1).weight_observer
             made = ridge_correction(executor, encoding, feeds, lambda w, spec: weight_params(w, spec, observer))

@@ -202,3 +202,21 @@ def test_int32_biases_do_not_see_the_zero_point_of_narrow_weights(net) -> None:
     scale = numbers[weight].scale * np.float32(1 / 64)
     exact = fake_quantize(array, U8, numbers[x]) @ fake_quantize(floats, spec, numbers[weight])
     np.testing.assert_allclose(run(made, {"x": array})[0], exact + np.rint(bias / scale) * scale, atol=1e-6)
+
+
+def test_a_bias_behind_blocks_stays_float(net) -> None:
+    """Its layer's products are no integers of one scale."""
+    n = net((3, 4))
+    n("Gemm", n.stored(4, 5), n.stored(5))
+    model = n.model()
+    x, weight = Placement("x", "Gemm_0", 0), Placement("w0", "Gemm_0", 1)
+    floats = model.graph.initializers["w0"].const_value.numpy()
+    spec = QuantizerSpec(bits=4, granularity=PerBlock(axis=0, size=2))
+    numbers = {x: params(1 / 64, 100), weight: params_from_range(spec, *ranges(floats, spec.granularity))}
+    plan = Plan(engine="", specs={x: U8, weight: spec}, weights=frozenset({weight}), int32_bias=frozenset({"Gemm_0"}))
+    made = materialize(model, encoding(plan, numbers))
+    assert "w1" in made.graph.initializers
+    array = np.random.default_rng(0).uniform(-1, 1, (3, 4)).astype(np.float32)
+    bias = model.graph.initializers["w1"].const_value.numpy()
+    exact = fake_quantize(array, U8, numbers[x]) @ fake_quantize(floats, spec, numbers[weight]) + bias
+    np.testing.assert_allclose(run(made, {"x": array})[0], exact, atol=1e-6)

@@ -28,7 +28,7 @@ def test_a_format_says_widths_and_what_shares_a_scale(cnn) -> None:
     profile = PROFILES["openvino"]
     plan = place(cnn, profile, profile.variants[0])
     for name, kind in (("w4a6", PerChannel), ("w4a6/tensor", PerTensor), ("w4a6/block4", PerBlock)):
-        made = Format.parse(name).plan(plan)
+        made = Format.parse(name).plan(plan, cnn)
         assert {type(made.specs[p].granularity) for p in made.weights} == {kind}
         assert {made.specs[p].bits for p in made.weights} == {4}
         assert {made.specs[p].bits for p in made.activations} == {6}
@@ -36,10 +36,25 @@ def test_a_format_says_widths_and_what_shares_a_scale(cnn) -> None:
 
 def test_blocks_run_along_input_channels(cnn) -> None:
     profile = PROFILES["openvino"]
-    plan = Format.parse("w4a8/block4").plan(place(cnn, profile, profile.variants[0]))
+    plan = Format.parse("w4a8/block4").plan(place(cnn, profile, profile.variants[0]), cnn)
     for placement in plan.weights:
         axis = plan.specs[placement].granularity.axis
         assert axis == (0 if "ConvTranspose" in str(placement.consumer) else 1)
+
+
+def test_blocks_that_do_not_come_out_even_are_named(cnn) -> None:
+    profile = PROFILES["openvino"]
+    plan = place(cnn, profile, profile.variants[0])
+    given = Format.parse("w4a8/block16")
+    made = given.plan(plan, cnn)
+    kinds = {str(p.consumer): type(made.specs[p].granularity) for p in made.weights}
+    assert kinds.pop("Conv_0") is PerChannel  # 4 input channels
+    assert set(kinds.values()) == {PerBlock}
+    assert given.exceptions(made) == (
+        "Conv_0 have no scale per block: their input channels (of one group) are no multiple of 16"
+    )
+    assert given.exceptions(made.without(*(p for p in made.weights if p.consumer == "Conv_0"))) == ""
+    assert Format.parse("w4a8").exceptions(made) == ""
 
 
 def test_finer_scales_hurt_less(cnn, samples, tmp_path) -> None:
@@ -54,5 +69,5 @@ def test_few_codes_have_a_zero_point_eight_bits_have_none(cnn) -> None:
     profile = PROFILES["openvino"]
     plan = place(cnn, profile, profile.variants[0])
     for name, symmetric in (("w8a8", True), ("w4a8", False), ("w2a2", False)):
-        made = Format.parse(name).plan(plan)
+        made = Format.parse(name).plan(plan, cnn)
         assert {made.specs[p].symmetric for p in made.weights} == {symmetric}

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import fptq
 from fptq.engines import CompileOptions, engine_named
 from fptq.errors import ConfigError
+from fptq.execute import Executor, Overlay
+from fptq.graph.parity import sqnr
+from fptq.numerics import PerBlock
 from fptq.recipes.lowbit import METHODS
 from fptq.report.html import render
 
@@ -23,7 +27,7 @@ def given(net, samples, tmp_path):
     return n.model().graph_model, options
 
 
-@pytest.mark.parametrize("method", ["ridge", "gptaq", "auto", "adaround", "genie"])
+@pytest.mark.parametrize("method", ["ridge", "gptaq", "correction", "auto", "adaround", "genie"])
 def test_methods_by_name_lose_less_than_nearest_rounding(given, method) -> None:
     model, options = given
     learned = {"iterations": 40} if method in ("adaround", "genie") else {}
@@ -70,6 +74,85 @@ def test_the_folder_runs_and_holds_a_smaller_file(given, tmp_path) -> None:
     session = engine_named("onnxruntime").compile(folder / "model.packed.onnx", CompileOptions(threads=1))
     for name, array in result.session()(sample).items():
         np.testing.assert_array_equal(session(sample)[name], array)
+
+
+@pytest.fixture
+def kinds(net, samples, tmp_path):
+    """Every kind of layer that has rows, some with input channels that are no multiple of 8."""
+    n = net((1, 4, 16, 16), seed=3)
+    n.conv(4, 16)
+    n("Relu")
+    n.conv(16, 16)
+    n("Relu")
+    n("Conv", n.stored(16, 1, 3, 3), kernel_shape=[3, 3], group=16)
+    n("Relu")
+    n("ConvTranspose", n.stored(16, 8, 2, 2), n.stored(8), strides=[2, 2], kernel_shape=[2, 2])
+    n("Relu")
+    n("GlobalAveragePool")
+    n("Flatten")
+    n("Gemm", n.stored(24, 8, scale=1.0), n.stored(24), transB=1)
+    n("Relu")
+    n("MatMul", n.stored(24, 12))
+    n("Relu")
+    n("Gemm", n.stored(12, 12), n.stored(12))
+    n("Relu")
+    n("Gemm", n.stored(12, 5), n.stored(5))
+    options = {"calibration": samples, "cache": tmp_path / "cache", "threads": 1}
+    return n.model().graph_model, options
+
+
+@pytest.mark.engine("openvino")
+@pytest.mark.parametrize(
+    ("engine", "method"),
+    [
+        ("onnxruntime", "gptaq"),
+        ("onnxruntime", "correction"),
+        ("openvino", "nearest"),
+        ("openvino", "ridge"),
+        ("openvino", "auto"),
+        ("openvino", "brecq"),
+        ("openvino", "genie"),
+        ("openvino", "ae-qdrop"),
+    ],
+)
+def test_blocks_run_as_the_simulation_says(kinds, engine, method) -> None:
+    model, options = kinds
+    learned = {"iterations": 10} if method in ("brecq", "genie", "ae-qdrop") else {}
+    made = fptq.quantize(model, bits="w3a8/block8", method=method, engine=engine, **learned, **options)
+    plan, codes = made.encoding.plan, made.encoding.codes
+    blocked = {p: plan.specs[p] for p in plan.weights if isinstance(plan.specs[p].granularity, PerBlock)}
+    operations = {"Conv", "MatMul", "Gemm" if engine == "onnxruntime" else "ConvTranspose"}
+    assert {str(p.consumer).split("_")[0] for p in blocked} >= operations
+    for placement in blocked.keys() & codes.keys():
+        spec = blocked[placement]
+        assert spec.qmin <= codes[placement].min() <= codes[placement].max() <= spec.qmax
+    executor, session = Executor.open(made.prepared.float_model), made.session(float_precision="f32")
+    for sample in options["calibration"]:
+        with torch.no_grad():
+            simulated = executor.run(sample, hook=Overlay(encoding=made.encoding))
+        for name, array in session(sample).items():
+            assert sqnr(simulated[name].numpy(), array) > (100 if engine == "openvino" else 30)
+
+
+@pytest.mark.engine("openvino")
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_layers_with_blocks_run_in_float_and_the_report_says_so(kinds, engine, tmp_path) -> None:
+    model, options = kinds
+    made = fptq.quantize(model, bits="w4a8/block8", method="nearest", engine=engine, **options)
+    assert "w4a8/block8: emulated, codes live in 8 bits in model.onnx; layers with a scale per block run in float" in (
+        made.report.warnings
+    )
+    (exceptions,) = [warning for warning in made.report.warnings if "no scale per block" in warning]
+    assert "Conv_4, " in exceptions
+    assert "no multiple of 8" in exceptions
+    blocked = {p.consumer for p in made.encoding.plan.weights if "block" in str(made.encoding.plan.specs[p])}
+    assert "Conv_2" in blocked
+    assert "Conv_4" not in blocked
+    session = engine_named(engine).compile(made.save(tmp_path / "out") / "model.packed.onnx", CompileOptions(threads=1))
+    runs = [run for run in session.profile(options["calibration"][0]) if blocked.intersection(run.nodes)]
+    assert runs
+    # OpenVINO calls a matrix product int8 by its stored weight; the kernel's name tells what it multiplies in.
+    assert not [run for run in runs if run.precision == "int8" and not run.kernel.endswith("f32")]
 
 
 def test_the_page_tells_held_out_from_calibration(given) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fptq.calibrate import CalibrationOptions, calibrate, weight_observer, weight_params
 from fptq.errors import DataError
-from fptq.execute import Executor
+from fptq.execute import Executor, Overlay
 from fptq.graph.model import Model
 from fptq.graph.parity import run_graph
 from fptq.graph.placement import Placement
@@ -22,10 +22,10 @@ from fptq.plan.encoding import Encoding
 from fptq.plan.plan import Plan
 from fptq.reconstruct.closed_form import ClosedFormOptions, gptaq, output_correction, ridge_correction
 from fptq.reconstruct.covariance import Covariance, Draw, covariance
-from fptq.reconstruct.gptaq import Grid, steps
+from fptq.reconstruct.gptaq import MatrixGrid, steps
 from fptq.reconstruct.products import Product, products
 from fptq.reconstruct.ridge import ridge
-from fptq.reconstruct.walk import Simulation
+from fptq.reconstruct.walk import Revised
 
 EVERY = Draw(rows=1 << 20)
 
@@ -46,13 +46,13 @@ def known(hessian: torch.Tensor, cross: torch.Tensor | None = None) -> Covarianc
     return Covariance(hessian=hessian, cross=cross, energy=1.0, floor=0.0, rows=1, mean=mean, mean_q=mean)
 
 
-def grid_of(weight: torch.Tensor, *, bits: int) -> Grid:
+def grid_of(weight: torch.Tensor, *, bits: int) -> MatrixGrid:
     scale = weight.abs().amax(-1, keepdim=True).expand_as(weight) / (2 ** (bits - 1) - 0.5)
     low, high = torch.full_like(weight, -(2 ** (bits - 1))), torch.full_like(weight, 2 ** (bits - 1) - 1)
-    return Grid(scale=scale, low=low, high=high)
+    return MatrixGrid(scale=scale, low=low, high=high)
 
 
-def total(samples: Covariance, weight: torch.Tensor, grid: Grid, found: torch.Tensor) -> float:
+def total(samples: Covariance, weight: torch.Tensor, grid: MatrixGrid, found: torch.Tensor) -> float:
     return float(samples.excess(weight, found * grid.scale).sum())
 
 
@@ -121,7 +121,7 @@ def test_the_asymmetric_term_helps_where_inputs_differ(asymmetry) -> None:
     assert better < plain
 
 
-def literal(weight: torch.Tensor, grid: Grid, samples: Covariance, damping: float) -> torch.Tensor:
+def literal(weight: torch.Tensor, grid: MatrixGrid, samples: Covariance, damping: float) -> torch.Tensor:
     """The formulas as they are printed, one column at a time, for one group without reordering."""
     H, C = samples.hessian[0], samples.cross[0] if samples.cross is not None else torch.zeros_like(samples.hessian[0])
     H = H + damping * H.diagonal().mean() * torch.eye(len(H), dtype=H.dtype)
@@ -359,7 +359,7 @@ def test_a_network_comes_nearer_to_float_on_other_samples(net, rank: int, asymme
 
 def assert_file_equals_simulation(executor: Executor, encoding: Encoding, feeds) -> None:
     """The Q/DQ file in ONNX Runtime computes what the methods saw."""
-    quantized, hook = materialize(executor.model, encoding), Simulation(encoding=encoding)
+    quantized, hook = materialize(executor.model, encoding), Revised(overlay=Overlay(encoding=encoding))
     name = executor.model.outputs[0].name
     for x in feeds:
         found = run_graph(quantized.graph_model, x)[name]

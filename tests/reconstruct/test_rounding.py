@@ -11,7 +11,7 @@ from fptq.numerics.torch_uniform import expanded, fake_quantize_tensor
 from fptq.reconstruct import METHODS, Method
 from fptq.reconstruct.activations import LearnedScale, groups_of, learnable
 from fptq.reconstruct.hook import Mixer
-from fptq.reconstruct.rounding import Grid, Rounding, rounding_of
+from fptq.reconstruct.rounding import LearnedGrid, Rounding, rounding_of
 
 ROUNDINGS = ("sigmoid", "progressive", "straight-through", "flexround")
 GRANULARITIES = (
@@ -33,7 +33,7 @@ def drawn(spec: QuantizerSpec, rounding: str, *, share: float = 1.0) -> tuple[to
     """A weight of mean 0.3 whose range, or a share of it, is covered by the quantizer."""
     weight = torch.from_numpy(np.random.default_rng(0).normal(0.3, 1, (4, 5, 3)).astype(np.float32))
     low, high = ranges(weight.numpy(), spec.granularity)
-    grid = Grid.of(weight, spec, params_from_range(spec, low * share, high * share))
+    grid = LearnedGrid.of(weight, spec, params_from_range(spec, low * share, high * share))
     return weight, rounding_of(weight, grid, Method(name="", rounding=rounding))
 
 

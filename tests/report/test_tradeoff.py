@@ -33,6 +33,10 @@ def test_what_was_asked_is_said(report):
     )
     assert asked(search()) == ()
     assert asked(search(complete=False)) == ("The search was stopped before its end: a better mix may exist.",)
+    assert asked(search(emulated=("w4a8", "w4a8/block32"))) == (
+        "The engine has no kernel for w4a8 and runs it in an int8 container: no faster than int8; "
+        "it has no kernel for w4a8/block32 and runs it in float.",
+    )
     limits = {"size": 1.2e6, "latency": 5.0}
     assert asked(search(limits=limits)) == ("Limits: size at most 1.20 MB and latency at most 5.00 ms.",)
 

@@ -71,7 +71,7 @@ Formats = Annotated[
 Bits = Annotated[str | None, typer.Option(metavar="w4a8", help="One format for all layers but the ends.")]
 Method = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="With --bits: nearest, gptaq, ridge, adaround, brecq, qdrop, genie, ..."),
+    typer.Option(metavar="NAME", help="With --bits: nearest, correction, gptaq, ridge, adaround, brecq, qdrop, ..."),
 ]
 Setting = Annotated[str | None, typer.Option(metavar="qdrop|brecq", help="With --bits: what keeps 8 bits at the ends.")]
 Iterations = Annotated[int | None, typer.Option(metavar="N", help="With --bits: learning steps for each block.")]

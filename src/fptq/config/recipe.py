@@ -58,8 +58,8 @@ class Recipe(Options):
         max_drop: Largest loss of the metric against the float network, in its unit.
         time_budget: How long the search may take, such as "10m"; the best so far is kept.
         bits: One format for all layers but the ends, such as "w4a4"; codes narrower than 8 bits are emulated in 8.
-        method: How their rounding is found: "nearest", in closed form ("gptaq", "ridge"), or learned; "auto" is in
-            closed form, or learned where iterations are given.
+        method: How their rounding is found: "nearest", in closed form ("gptaq", "ridge", "correction"), or learned;
+            "auto" is in closed form, or learned where iterations are given.
         setting: What keeps 8 bits at the ends: "qdrop" the weights of the first and last layer and the input of the
             last, "brecq" the output of the first one too.
         iterations: Of a learned method for each block; without it the method's own.
@@ -105,7 +105,7 @@ class Recipe(Options):
     formats: _Patterns = ("w8a8",)
     bits: str | None = None
     method: Literal[
-        "auto", "nearest", "gptaq", "ridge", "adaround", "brecq", "qdrop", "genie", "pd-quant", "ae-qdrop"
+        "auto", "nearest", "correction", "gptaq", "ridge", "adaround", "brecq", "qdrop", "genie", "pd-quant", "ae-qdrop"
     ] = "auto"
     setting: Literal["qdrop", "brecq"] = "qdrop"
     iterations: int | None = Field(default=None, ge=1)

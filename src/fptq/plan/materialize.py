@@ -187,7 +187,8 @@ def _constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
 def _write_biases(graph: ir.Graph, encoding: Encoding) -> None:
     """Store biases as int32 codes of scale `activation scale * weight scale`, as integer kernels add them.
 
-    A node whose input or weight stayed float keeps its float bias.
+    A node whose input or weight stayed float keeps its float bias, and so does one whose weight has several scales
+    for an output channel: its products are no integers, and its bias has no scale.
     """
     nodes = {node.name: node for node in graph}
     for name in sorted(encoding.plan.int32_bias):
@@ -208,11 +209,13 @@ def _write_biases(graph: ir.Graph, encoding: Encoding) -> None:
 
 
 def _product_scale(node: ir.Node) -> Array | None:
-    """The product of the scales of a node's first two inputs, if both are dequantized."""
+    """The product of the scales of a node's first two inputs, if both are dequantized and neither is per block."""
     scales = []
     for source in node.inputs[:2]:
         dequantize = source.producer() if source is not None else None
         if dequantize is None or dequantize.op_type != "DequantizeLinear":
+            return None
+        if dequantize.attributes.get_int("block_size", 0):
             return None
         scale = dequantize.inputs[1]
         assert scale is not None

@@ -74,7 +74,7 @@ def base_of(problem: Problem, profile: Profile, *, progress: Progress = silent) 
 def low_bit_plan(model: Model, plan: Plan, given: Format, problem: Problem) -> Plan:
     """A plan of eight bits in another format, but for the ends that the recipe's setting names."""
     wide = edges_of(model, plan).wide(problem.recipe.setting)
-    return given.plan(plan).with_specs({placement: plan.specs[placement] for placement in wide})
+    return given.plan(plan, model).with_specs({placement: plan.specs[placement] for placement in wide})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fptq.graph.write import file_bytes, save
-from fptq.plan import packed, packs
 from fptq.recipes.mix import Mix, Point
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.refine import Tried
@@ -51,11 +50,11 @@ def repair_record(prepared: Prepared) -> repairs.Repair | None:
 
 
 def _packed_mb(prepared: Prepared) -> float | None:
-    if not packs(prepared.encoding.plan):
+    if prepared.packed is None:
         return None
     with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
         path = Path(folder) / "packed.onnx"
-        save(packed(prepared.model, prepared.encoding), path)
+        save(prepared.packed, path)
         return file_bytes(path) / 1e6
 
 

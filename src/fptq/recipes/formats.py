@@ -8,7 +8,11 @@ from typing import Self
 
 from fptq.engines.cpu import safe_weight_bits
 from fptq.errors import ConfigError
+from fptq.graph import query
+from fptq.graph.model import Model
+from fptq.graph.placement import Placement
 from fptq.numerics import PerBlock, PerChannel, PerTensor, QuantizerSpec
+from fptq.numerics.spec import Granularity
 from fptq.plan import Plan
 
 _AROUND_ZERO = 8
@@ -64,19 +68,59 @@ class Format:
         """Whether engines have no integer kernels for it: its codes live in a wider container, or it runs in float."""
         return (self.weights, self.activations) != (8, 8) or self.sharing == "block"
 
-    def plan(self, plan: Plan) -> Plan:
-        """A plan with these widths, on a processor whose products may saturate."""
+    @property
+    def realized(self) -> str:
+        """How an emulated format runs."""
+        stored = f"codes live in {8 if max(self.weights, self.activations) <= 8 else 16} bits in model.onnx"
+        return f"{stored}; layers with a scale per block run in float" if self.sharing == "block" else stored
+
+    def plan(self, plan: Plan, model: Model) -> Plan:
+        """A plan with these widths, on a processor whose products may saturate.
+
+        Args:
+            plan: Of eight bits.
+            model: The network that it places quantizers in.
+        """
         bits = safe_weight_bits(self.weights)
         widened = plan.with_bits({p: bits if p in plan.weights else self.activations for p in plan.specs})
-        return widened.with_specs({p: self._weight(widened.specs[p]) for p in widened.weights})
+        return widened.with_specs({p: self._weight(widened.specs[p], _shape(model, p)) for p in widened.weights})
 
-    def _weight(self, spec: QuantizerSpec) -> QuantizerSpec:
+    def exceptions(self, plan: Plan) -> str:
+        """Where a plan in this format has no blocks although it says so; empty where it holds."""
+        if self.sharing != "block":
+            return ""
+        weights = (p for p in plan.specs if p in plan.weights)
+        whole = [str(p.consumer or p.value) for p in weights if not isinstance(plan.specs[p].granularity, PerBlock)]
+        reason = f"have no scale per block: their input channels (of one group) are no multiple of {self.block}"
+        return f"{', '.join(whole)} {reason}" if whole else ""
+
+    def _weight(self, spec: QuantizerSpec, shape: tuple[int, ...]) -> QuantizerSpec:
         if self.weights < _AROUND_ZERO:
             spec = replace(spec, signed=False, symmetric=False, narrow=False)
         match self.sharing, spec.granularity:
             case "tensor", _:
                 return spec.with_granularity(PerTensor())
             case "block", PerChannel(axis=axis):
-                # Input channels are beside output channels in every layout of a weight.
-                return spec.with_granularity(PerBlock(axis=1 - axis if axis < 2 else axis - 1, size=self.block))
+                return spec.with_granularity(_blocked(axis, shape, self.block) or spec.granularity)
         return spec
+
+
+def _blocked(axis: int, shape: tuple[int, ...], size: int) -> Granularity | None:
+    """Blocks of the input channels of a weight; None where they do not come out even.
+
+    OpenVINO 2026.4.1 refuses a last block that is shorter. A depthwise convolution has one input channel: a scale for
+    each weight would take more bytes than the float weight.
+
+    Args:
+        axis: Of the output channels.
+        shape: The weight's.
+        size: Of a block.
+    """
+    beside = 1 - axis if axis < 2 else axis - 1  # in every layout of a weight
+    return None if shape[beside] % size else PerBlock(axis=beside, size=size)
+
+
+def _shape(model: Model, weight: Placement) -> tuple[int, ...]:
+    shape = query.static_shape(model.graph.initializers[weight.value])
+    assert shape is not None  # it is stored
+    return shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,7 @@ from fptq.engines import Engine
 from fptq.errors import MissingExtra
 from fptq.graph.model import Model
 from fptq.plan import PROFILES, Encoding, materialize
+from fptq.plan.edges import edges_of
 from fptq.recipes.bases import base_of
 from fptq.recipes.formats import Format
 from fptq.recipes.observers import Pair, calibration_options, first_pair
@@ -154,14 +155,11 @@ def _judged(start: Start, engine: Engine, outcome: Outcome, seconds: float) -> R
     """The repair with its output errors, on the engine."""
     model, encoding, units, notes = outcome
     recipe = start.problem.recipe
+    seen = tuple(itertools.islice(start.problem.calibration, _JUDGED))
     with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
         trials = Trials(problem=start.problem, engine=engine, folder=Path(folder))
-        nearest, held_out = trials.sqnr(start.executor.model, start.encoding), trials.sqnr(model, encoding)
-        seen = tuple(itertools.islice(start.problem.calibration, _JUDGED))
-        trials = Trials(problem=replace(start.problem, held_out=seen), engine=engine, folder=Path(folder))
-        calibration = trials.sqnr(model, encoding)
-    given = Format.parse(recipe.bits or "")
-    emulated = (f"{recipe.bits}: emulated, codes live in 8 bits in model.onnx",) if given.emulated else ()
+        nearest = trials.sqnr(start.executor.model, start.encoding)
+        held_out, calibration = trials.sqnrs(model, encoding, trials.judges, seen)
     return Repair(
         format=recipe.bits or "",
         method=recipe.method,
@@ -171,8 +169,19 @@ def _judged(start: Start, engine: Engine, outcome: Outcome, seconds: float) -> R
         held_out_db=held_out,
         calibration_db=calibration,
         units=units,
-        notes=(*emulated, *notes),
+        notes=(*_about_format(start), *notes),
     )
+
+
+def _about_format(start: Start) -> Iterator[str]:
+    """What a reader must know about how the format runs, and where it does not hold."""
+    name, plan = start.problem.recipe.bits or "", start.encoding.plan
+    given = Format.parse(name)
+    if given.emulated:
+        yield f"{name}: emulated, {given.realized}"
+    wide = edges_of(start.executor.model, plan).wide(start.problem.recipe.setting)
+    if exceptions := given.exceptions(plan.without(*wide)):
+        yield f"{name}: {exceptions}"
 
 
 def _nearest(start: Start) -> Outcome:
@@ -209,6 +218,13 @@ def _ridge(start: Start) -> Outcome:
         lambda weight, spec: weight_params(weight, spec, options.weight_observer),
     )
     return _closed_form(made)
+
+
+def _corrected(start: Start) -> Outcome:
+    from fptq.reconstruct.closed_form import ClosedFormOptions, output_correction
+
+    options = ClosedFormOptions(seed=start.problem.recipe.seed)
+    return _closed_form(output_correction(start.executor, start.encoding, start.problem.calibration, options=options))
 
 
 def _closed_form(made: Any) -> Outcome:
@@ -251,7 +267,7 @@ def _auto(start: Start) -> Outcome:
 
 
 METHODS: Mapping[str, Callable[[Start], Outcome]] = MappingProxyType(
-    {"auto": _auto, "nearest": _nearest, "gptaq": _gptaq, "ridge": _ridge}
+    {"auto": _auto, "nearest": _nearest, "correction": _corrected, "gptaq": _gptaq, "ridge": _ridge}
     | dict.fromkeys(("adaround", "brecq", "qdrop", "genie", "pd-quant", "ae-qdrop"), _learned)
 )
 """What finds the codes, by the recipe's name for it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -308,4 +308,11 @@ class _Search:
         return (
             f"{', '.join(narrow)}: emulated, the engine has no kernels for them; model.onnx holds these codes in 8 "
             "bits, sizes of the search count their own width",
+            *self._about_blocks(best, narrow),
         )
+
+    def _about_blocks(self, best: Assignment, formats: Sequence[str]) -> Iterator[str]:
+        for name in formats:
+            mine = [p for unit in self.found.units if best[unit.name] == name for p in unit.placements]
+            if exceptions := Format.parse(name).exceptions(self.study.encodings[name].plan.only(*mine)):
+                yield f"{name}: {exceptions}"

@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from fptq.engines import ENGINES, Engine
 from fptq.errors import ConfigError
 from fptq.graph.model import Model
 from fptq.graph.parity import check_parity, graph_reference
-from fptq.plan import PROFILES, Policy, materialize
+from fptq.plan import PROFILES, Policy, materialize, packed, packs
 from fptq.plan.encoding import Encoding, plan_from_json, plan_to_json
 from fptq.plan.plan import Plan
 from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
@@ -64,6 +65,11 @@ class Prepared:
     warnings: tuple[str, ...] = ()
     mix: Mix | None = None
     repair: Repair | None = None
+
+    @cached_property
+    def packed(self) -> Model | None:
+        """The Q/DQ network whose weights share bytes; None where none has so few bits."""
+        return packed(self.model, self.encoding) if packs(self.encoding.plan) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from fptq.engines.cpu import detect
 from fptq.errors import OutputError
 from fptq.graph.model import Model
 from fptq.graph.write import file_bytes, save
-from fptq.plan import Encoding, packed, packs, save_encoding
+from fptq.plan import Encoding, save_encoding
 from fptq.recipes.prepare import Prepared, plan_document
 from fptq.recipes.problem import Problem
 from fptq.report.html import write_html
@@ -113,8 +113,8 @@ class Result:
 
     def _write_packed(self, path: Path) -> None:
         """The form whose weights share bytes, where some do."""
-        if packs(self.encoding.plan):
-            save(packed(self.model, self.encoding), path, metadata=self._metadata())
+        if self.prepared.packed is not None:
+            save(self.prepared.packed, path, metadata=self._metadata())
 
     def _metadata(self) -> dict[str, str]:
         cpu = detect()
@@ -140,7 +140,7 @@ class Result:
     def _script(self) -> str:
         scripts = files("fptq.recipes").joinpath("scripts")
         inputs: dict[str, Any] = {info.name: f"{info.dtype}{list(info.shape or ())}" for info in self.model.inputs}
-        facts = _LOADS_EITHER if packs(self.encoding.plan) else _LOADS_ONE
+        facts = _LOADS_ONE if self.prepared.packed is None else _LOADS_EITHER
         facts = facts | {
             "functions": scripts.joinpath(facts["functions"]).read_text(encoding="utf-8") if facts["functions"] else "",
             "threads": str(self.problem.threads),

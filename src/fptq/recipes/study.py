@@ -194,7 +194,7 @@ def refined_study(problem: Problem, engine: Engine, formats: Sequence[str], prog
     widest = Format.parse(max(formats, key=lambda name: Format.parse(name).width))
     with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
         score = Trials(problem=problem, engine=engine, folder=Path(folder)).sqnr
-        plan = widest.plan(placed.plan)
+        plan = widest.plan(placed.plan, placed.model)
         first = unrefined(placed.model, plan, statistics=placed.statistics, recipe=problem.recipe)
         found = refine(first, problem=problem, score=score, progress=progress)
     study = placed.study(problem, formats, found.exact, found.statistics, found.observers)
@@ -220,7 +220,7 @@ class _Placed:
         given = {name: Format.parse(name) for name in formats}
         return Study(
             model=model,
-            encodings={name: source.numbers(one.plan(self.plan), one) for name, one in given.items()},
+            encodings={name: source.numbers(one.plan(self.plan, self.model), one) for name, one in given.items()},
             samples=samples,
             statistics=statistics,
             calibration_s=self.calibration_s,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,11 +54,19 @@ class Trials:
 
     def sqnr(self, model: Model, encoding: Encoding) -> float:
         """Output SQNR against the float network, on held-out samples [dB]."""
+        return self.sqnrs(model, encoding, self.judges)[0]
+
+    def sqnrs(self, model: Model, encoding: Encoding, *samples: Sequence[Feeds]) -> tuple[float, ...]:
+        """The same on several sets of samples, which must outlive this [dB]."""
         if self._reference is None:
             self._reference = _Reference(session=self._session(self.problem.model, "float"))
         session = self._session(materialize(model, encoding), "judged")
-        judges = EFFORTS[self.problem.recipe.recipe].judges
-        return compare(self._reference, session, self.problem.held_out[:judges]).sqnr_db
+        return tuple(compare(self._reference, session, some).sqnr_db for some in samples)
+
+    @property
+    def judges(self) -> Sequence[Feeds]:
+        """The held-out samples that an output error is measured on."""
+        return self.problem.held_out[: EFFORTS[self.problem.recipe.recipe].judges]
 
     def _session(self, model: Model, name: str) -> Session:
         """A session; the file of an older one of that name is replaced, which is over by then."""
@@ -70,7 +79,7 @@ class Trials:
 class _Reference:
     """The float network on the engine, which need not run again on a sample while its outputs are small.
 
-    Samples are known by identity: they are those of the problem, which outlives this.
+    Samples are known by identity: those of the problem, and others that are compared, outlive this.
     """
 
     session: Session

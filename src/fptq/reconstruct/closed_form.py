@@ -22,7 +22,7 @@ from fptq.plan.encoding import Encoding
 from fptq.plan.materialize import container_dtype
 from fptq.reconstruct.correction import biased, output_correction, rewritten
 from fptq.reconstruct.covariance import Covariance
-from fptq.reconstruct.gptaq import Grid, steps
+from fptq.reconstruct.gptaq import MatrixGrid, steps
 from fptq.reconstruct.lines import Allowed, mean_is_free
 from fptq.reconstruct.products import Product
 from fptq.reconstruct.ridge import ridge
@@ -96,10 +96,10 @@ def _rounded(
 ) -> tuple[Array, torch.Tensor, Gain]:
     """A layer's codes, its rounded weights `[G, R, K]`, which the walk sees from now on, and what they gain."""
     spec, params = task.hook.encoding.plan.specs[product.weight], task.hook.encoding.params[product.weight]
-    grid = Grid.of(product, spec, params).to(weight)
+    grid = MatrixGrid.of(product, spec, params).to(weight)
     found = steps(weight, grid, samples, damping=task.options.damping, asymmetry=task.options.asymmetry)
     rounded = found * grid.scale
-    task.hook.weights[product.weight] = product.stored(rounded)
+    task.hook.found[product.weight] = product.stored(rounded)
     before, after = (samples.error(weight, each) for each in (grid.nearest(weight) * grid.scale, rounded))
     return _codes(product, found - grid.low, spec), rounded, Gain(node=product.name, before=before, after=after)
 
@@ -144,7 +144,7 @@ def ridge_correction(
         gains.append(Gain(node=product.name, before=before, after=after, kept=after < before))
         if after < before:
             changed[product.weight] = new, params
-            task.hook.weights[product.weight] = product.stored(rounded)
+            task.hook.found[product.weight] = product.stored(rounded)
     return _with_weights(task, changed, gains)
 
 

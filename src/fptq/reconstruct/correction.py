@@ -10,6 +10,7 @@ import torch
 
 from fptq.execute import Executor
 from fptq.graph import query
+from fptq.graph.placement import Placement
 from fptq.numerics import quantize
 from fptq.plan.encoding import Encoding
 from fptq.plan.materialize import container_dtype
@@ -90,10 +91,10 @@ def _apply(task: Task, product: Product, line: Line) -> None:
     weights, placement = task.executor.weights, product.weight
     rounded = product.matrix(task.hook(placement, weights[placement.value]))
     slope = line.slope.to(rounded).reshape(product.group, -1, 1)
-    task.hook.weights[placement] = product.stored(rounded * slope)
+    task.hook.found[placement] = product.stored(rounded * slope)
     if Allowed.of(product, task.hook.encoding.plan).offset is None:
         name = bias_name(product)
-        task.hook.biases[name] = torch.from_numpy(new_bias(product, line)).to(weights[name])
+        task.hook.found[Placement(name)] = torch.from_numpy(new_bias(product, line)).to(weights[name])
 
 
 def _with_lines(executor: Executor, task: Task, lines: Mapping[Product, Line], gains: list[Gain]) -> ClosedForm:

@@ -26,7 +26,7 @@ the same error without GPTAQ's restriction to columns that come later)."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class MatrixGrid:
     """What each weight of a matrix may become: `scale * step`, `low <= step <= high`.
 
     Attributes:
@@ -40,27 +40,34 @@ class Grid:
     high: torch.Tensor
 
     @classmethod
-    def of(cls, product: Product, spec: QuantizerSpec, params: UniformParams) -> Grid:
+    def of(cls, product: Product, spec: QuantizerSpec, params: UniformParams) -> MatrixGrid:
         """The grid of a layer's weight, whatever shares a scale."""
         numbers = (torch.as_tensor(part).expand(product.shape) for part in params.expanded(spec, product.shape))
         scale, zero_point = (product.matrix(part.contiguous()) for part in numbers)
         return cls(scale=scale, low=(spec.qmin - zero_point).to(scale), high=(spec.qmax - zero_point).to(scale))
 
-    def to(self, like: torch.Tensor) -> Grid:
+    def to(self, like: torch.Tensor) -> MatrixGrid:
         """The same grid in the dtype and on the device of a tensor."""
-        return Grid(scale=self.scale.to(like), low=self.low.to(like), high=self.high.to(like))
+        return MatrixGrid(scale=self.scale.to(like), low=self.low.to(like), high=self.high.to(like))
 
     def nearest(self, weight: torch.Tensor) -> torch.Tensor:
         """Steps of the nearest points, ties to even."""
         return (weight / self.scale).round().clamp(self.low, self.high)
 
-    def arranged(self, order: torch.Tensor) -> Grid:
+    def arranged(self, order: torch.Tensor) -> MatrixGrid:
         """The grid with columns in an order, as `[G, K, R]`."""
-        return Grid(scale=_columns(self.scale, order), low=_columns(self.low, order), high=_columns(self.high, order))
+        scale, low, high = (_columns(part, order) for part in (self.scale, self.low, self.high))
+        return MatrixGrid(scale=scale, low=low, high=high)
 
 
 def steps(
-    weight: torch.Tensor, grid: Grid, samples: Covariance, *, damping: float, asymmetry: Asymmetry, block: int = 32
+    weight: torch.Tensor,
+    grid: MatrixGrid,
+    samples: Covariance,
+    *,
+    damping: float,
+    asymmetry: Asymmetry,
+    block: int = 32,
 ) -> torch.Tensor:
     """The steps that a matrix of weights is rounded to.
 
@@ -108,7 +115,7 @@ class _System:
         return cls(order=order, upper=upper, asymmetric=(cross @ upper.mT).triu_(1) @ upper)
 
 
-def _sequence(weight: torch.Tensor, grid: Grid, system: _System, block: int) -> torch.Tensor:
+def _sequence(weight: torch.Tensor, grid: MatrixGrid, system: _System, block: int) -> torch.Tensor:
     """Round columns in order. Inside, columns come first: each is then one piece of memory."""
     ordered = grid.arranged(system.order)
     left = _columns(weight, system.order).clone()
@@ -124,7 +131,7 @@ def _sequence(weight: torch.Tensor, grid: Grid, system: _System, block: int) -> 
 
 
 def _round_block(
-    left: torch.Tensor, rounded: torch.Tensor, grid: Grid, system: _System, here: slice
+    left: torch.Tensor, rounded: torch.Tensor, grid: MatrixGrid, system: _System, here: slice
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Round a block of columns in place; returns what they were when they were rounded, and `(w - v) / U_jj`."""
     columns, scale, low, high = (part[:, here] for part in (left, grid.scale, grid.low, grid.high))

@@ -19,7 +19,7 @@ ALL_FIXED = 0.9  # position in training at which progressive rounding has reache
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grid:
+class LearnedGrid:
     """The integer grid of a weight; its scale may be learned.
 
     Attributes:
@@ -39,7 +39,7 @@ class Grid:
     high: torch.Tensor
 
     @classmethod
-    def of(cls, weight: torch.Tensor, spec: QuantizerSpec, params: UniformParams) -> Grid:
+    def of(cls, weight: torch.Tensor, spec: QuantizerSpec, params: UniformParams) -> LearnedGrid:
         """The grid that a calibration found for a weight."""
         scale, zero_point = (torch.tensor(part, device=weight.device) for part in (params.scale, params.zero_point))
         spread = expanded(zero_point, spec.granularity, weight.shape)
@@ -71,7 +71,7 @@ class Rounding(Protocol):
     """A weight whose rounding is learned."""
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> LearnedGrid:
         """Where its codes lie."""
 
     @property
@@ -95,7 +95,7 @@ class Rounding(Protocol):
         """Whole numbers: codes minus the zero point."""
 
 
-def rounding_of(weight: torch.Tensor, grid: Grid, method: Method) -> Rounding:
+def rounding_of(weight: torch.Tensor, grid: LearnedGrid, method: Method) -> Rounding:
     """The rounding that a method learns for a weight."""
     match method.rounding:
         case "sigmoid":
@@ -128,12 +128,12 @@ class SigmoidRounding:
         alpha: Learned; the sign decides.
     """
 
-    grid: Grid
+    grid: LearnedGrid
     base: torch.Tensor
     alpha: torch.Tensor
 
     @classmethod
-    def of(cls, weight: torch.Tensor, grid: Grid) -> SigmoidRounding:
+    def of(cls, weight: torch.Tensor, grid: LearnedGrid) -> SigmoidRounding:
         """Alpha such that the soft weight is the weight itself, where the range of codes covers it."""
         with torch.no_grad():
             ratio = weight / grid.scale
@@ -169,11 +169,11 @@ class StraightThrough:
         latent: `w / scale`, learned.
     """
 
-    grid: Grid
+    grid: LearnedGrid
     latent: torch.Tensor
 
     @classmethod
-    def of(cls, weight: torch.Tensor, grid: Grid) -> StraightThrough:
+    def of(cls, weight: torch.Tensor, grid: LearnedGrid) -> StraightThrough:
         """A latent weight that is the weight itself, where the range of codes covers it."""
         with torch.no_grad():
             latent = grid.clipped(weight / grid.scale)
@@ -209,12 +209,12 @@ class Progressive:
         start: Position in training at which rounding sets in.
     """
 
-    grid: Grid
+    grid: LearnedGrid
     latent: torch.Tensor
     start: float
 
     @classmethod
-    def of(cls, weight: torch.Tensor, grid: Grid, *, start: float) -> Progressive:
+    def of(cls, weight: torch.Tensor, grid: LearnedGrid, *, start: float) -> Progressive:
         """A latent weight that is the weight itself, where the range of codes covers it."""
         return cls(grid=grid, latent=StraightThrough.of(weight, grid).latent, start=start)
 
@@ -251,12 +251,12 @@ class FlexRound:
         divisors: Logarithms: one for each element, then for each index of the first and of the second axis.
     """
 
-    grid: Grid
+    grid: LearnedGrid
     weight: torch.Tensor
     divisors: list[torch.Tensor] = field(default_factory=list)
 
     @classmethod
-    def of(cls, weight: torch.Tensor, grid: Grid) -> FlexRound:
+    def of(cls, weight: torch.Tensor, grid: LearnedGrid) -> FlexRound:
         """Divisors of 1: nearest rounding."""
         sizes = list(enumerate(weight.shape))
         shapes = [tuple(weight.shape), *([n if at == axis else 1 for at, n in sizes] for axis, _ in sizes[:2])]

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 
 from fptq.errors import DataError
-from fptq.execute import Executor
+from fptq.execute import Executor, Overlay
+from fptq.graph.placement import Placement
 from fptq.numerics import UniformParams
 from fptq.plan.encoding import Encoding
 from fptq.plan.plan import Refusal
 from fptq.reconstruct.covariance import Covariance, Draw, covariance
-from fptq.reconstruct.gptaq import Asymmetry, Grid
+from fptq.reconstruct.gptaq import Asymmetry, MatrixGrid
 from fptq.reconstruct.lines import bias_name
 from fptq.reconstruct.products import Product, products
-from fptq.reconstruct.walk import Simulation, Walk
+from fptq.reconstruct.walk import Revised, Walk
 from fptq.types import Array, Feeds, Progress, silent
 
 
@@ -104,7 +105,7 @@ class Task:
 
     executor: Executor
     reference: Executor
-    hook: Simulation
+    hook: Revised
     walk: Walk
     options: ClosedFormOptions
     skipped: list[Refusal]
@@ -119,7 +120,7 @@ class Task:
         options: ClosedFormOptions,
         reference: Executor | None = None,
     ) -> Task:
-        hook = Simulation(encoding=encoding)
+        hook = Revised(overlay=Overlay(encoding=encoding))
         reference = reference or executor
         walk = Walk(reference, executor, feeds, hook)
         if not len(walk):
@@ -171,10 +172,10 @@ class Task:
         exact = self.reference.weights.get(name)
         content = product.call.float("alpha", 1.0) / product.call.float("beta", 1.0) * offset.flatten().double().cpu()
         content = content if exact is None else content + exact.double().cpu()
-        self.hook.biases[name] = content.to(self.executor.weights[name])
+        self.hook.found[Placement(name)] = content.to(self.executor.weights[name])
         return name, np.asarray(content.numpy())
 
     def rounded(self, product: Product, weight: torch.Tensor, params: UniformParams) -> torch.Tensor:
         """A matrix of weights rounded to nearest."""
-        grid = Grid.of(product, self.hook.encoding.plan.specs[product.weight], params).to(weight)
+        grid = MatrixGrid.of(product, self.hook.encoding.plan.specs[product.weight], params).to(weight)
         return grid.nearest(weight) * grid.scale

@@ -17,7 +17,7 @@ from fptq.reconstruct.activations import Group, LearnedScale
 from fptq.reconstruct.hook import Learner, Mixer
 from fptq.reconstruct.losses import Losses
 from fptq.reconstruct.method import Method
-from fptq.reconstruct.rounding import ALL_FIXED, Grid, Rounding, rounding_of
+from fptq.reconstruct.rounding import ALL_FIXED, LearnedGrid, Rounding, rounding_of
 from fptq.types import Array
 
 _WINDOWS, _SHORTEST_WINDOW = 20, 10
@@ -65,7 +65,7 @@ class Variables:
         roundings: dict[Placement, Rounding] = {}
         for placement in weights:
             weight = executor.weights[placement.value]
-            grid = Grid.of(weight, specs[placement], params[placement])
+            grid = LearnedGrid.of(weight, specs[placement], params[placement])
             roundings[placement] = rounding_of(weight, grid, method)
         firsts = {group: min(group, key=str) for group in groups}
         scales = {g: LearnedScale.of(specs[p], params[p], executor.device) for g, p in firsts.items()}

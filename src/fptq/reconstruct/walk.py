@@ -9,11 +9,9 @@ from typing import TypeAlias
 
 import torch
 
-from fptq.execute import Executor, Hook
+from fptq.execute import Executor, Hook, Overlay
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
-from fptq.numerics import dequantize
-from fptq.numerics.torch_uniform import fake_quantize_tensor
 from fptq.plan.encoding import Encoding
 from fptq.reconstruct.covariance import Inputs
 from fptq.reconstruct.products import Product
@@ -24,37 +22,25 @@ State: TypeAlias = Mapping[str, Array | torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Simulation:
-    """A hook that quantizes as an encoding says, weights with learned codes included, and as was found since.
+class Revised:
+    """A hook that quantizes as an overlay does, but for the stored values that were found since.
 
     Attributes:
-        encoding: What becomes what.
-        weights: Weights as they are after rounding, each made when it is first met; put another one in to replace it.
-        biases: Stored values that are replaced, by name.
+        overlay: Quantizes.
+        found: What weights and biases are now, in place of what the overlay says; put in what follows is to see.
     """
 
-    encoding: Encoding
-    weights: dict[Placement, torch.Tensor] = field(default_factory=dict, repr=False)
-    biases: Values = field(default_factory=dict, repr=False)
+    overlay: Overlay
+    found: dict[Placement, torch.Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def encoding(self) -> Encoding:
+        """What becomes what."""
+        return self.overlay.encoding
 
     def __call__(self, placement: Placement, tensor: torch.Tensor) -> torch.Tensor:
-        if placement.consumer is None and placement.value in self.biases:
-            return self.biases[placement.value]
-        spec = self.encoding.plan.specs.get(placement)
-        if spec is None:
-            return tensor
-        if placement not in self.encoding.plan.weights:
-            return fake_quantize_tensor(tensor, spec, self.encoding.params[placement])
-        if placement not in self.weights:
-            self.weights[placement] = self._rounded(placement, tensor)
-        return self.weights[placement]
-
-    def _rounded(self, placement: Placement, tensor: torch.Tensor) -> torch.Tensor:
-        spec, params = self.encoding.plan.specs[placement], self.encoding.params[placement]
-        codes = self.encoding.codes.get(placement)
-        if codes is None:
-            return fake_quantize_tensor(tensor, spec, params)
-        return torch.from_numpy(dequantize(codes, spec, params)).to(tensor)
+        known = self.found.get(placement)
+        return self.overlay(placement, tensor) if known is None else known
 
 
 class Walk:
@@ -65,7 +51,7 @@ class Walk:
     layers further on are reached from there again for each of them.
     """
 
-    def __init__(self, reference: Executor, executor: Executor, feeds: Iterable[Feeds], hook: Simulation) -> None:
+    def __init__(self, reference: Executor, executor: Executor, feeds: Iterable[Feeds], hook: Revised) -> None:
         """At the networks' inputs.
 
         Args:

@@ -17,7 +17,7 @@ from fptq.reconstruct.activations import Group, LearnedScale
 from fptq.reconstruct.frontier import unseen
 from fptq.reconstruct.inputs import Values
 from fptq.reconstruct.result import UnitResult
-from fptq.reconstruct.rounding import Grid, Rounding, StraightThrough
+from fptq.reconstruct.rounding import LearnedGrid, Rounding, StraightThrough
 from fptq.reconstruct.rows import Rows, width_of
 from fptq.reconstruct.sweep import Work
 from fptq.reconstruct.train import Variables
@@ -152,7 +152,7 @@ def _relative(loss: tuple[float, float], units: tuple[float, float]) -> float:
 def _latent(weight: torch.Tensor, encoding: Encoding, placement: Placement) -> Rounding:
     """A latent weight in the cell of the code that was learned, as near to the float weight as the cell allows."""
     spec, params = encoding.plan.specs[placement], encoding.params[placement]
-    grid = Grid.of(weight, spec, params)
+    grid = LearnedGrid.of(weight, spec, params)
     with torch.no_grad():
         steps = torch.round(Overlay(encoding=encoding)(placement, weight) / grid.scale)
         latent = steps + torch.clamp(weight / grid.scale - steps, -_EDGE, _EDGE)

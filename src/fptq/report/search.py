@@ -103,7 +103,7 @@ class Search(Record):
         metric: Name of the metric; empty where none was measured.
         evaluations: How many networks the metric was measured on.
         complete: Whether the search came to its end; false where time ran out.
-        emulated: Formats that the engine has no kernel for and runs in an int8 container.
+        emulated: Formats that the engine has no kernel for: it runs them in an int8 container, or in float.
         notes: What else to know, one line each.
     """
 

@@ -76,8 +76,14 @@ def allowed(search: Search) -> str:
 
 def emulation(search: Search) -> str:
     """Which formats are no faster than int8."""
-    names, them = text.enumeration(search.emulated), "it" if len(search.emulated) == 1 else "them"
-    return f"The engine has no kernel for {names} and runs {them} in an int8 container: no faster than int8"
+    blocked = [name for name in search.emulated if "/block" in name]
+    narrow = [name for name in search.emulated if name not in blocked]
+    parts = [
+        f"no kernel for {text.enumeration(names)} and runs {'it' if len(names) == 1 else 'them'} {how}"
+        for names, how in ((narrow, "in an int8 container: no faster than int8"), (blocked, "in float"))
+        if names
+    ]
+    return f"The engine has {'; it has '.join(parts)}"
 
 
 def mix(report: Report) -> str:
