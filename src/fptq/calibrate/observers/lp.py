@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,18 +12,12 @@ from fptq.calibrate.observers.base import params_by_histogram
 from fptq.calibrate.sketch import Histogram
 from fptq.calibrate.states import Kind, State
 from fptq.numerics import PerChannel, QuantizerSpec, UniformParams, fake_quantize, params_from_range
+from fptq.numerics.descent import RATIO, descend, paired, shared
 from fptq.types import Array
 
-_RATIO = 0.75  # candidate bounds are the full bound times powers of this
 # Rounds of ever smaller steps of the powers of (low, high): both alike, or all pairs.
-_SHARED = tuple(
-    np.stack([steps, steps], axis=1)
-    for steps in (np.arange(12.0), np.linspace(-0.8, 0.8, 9), np.linspace(-0.16, 0.16, 9))
-)
-_FREE = tuple(
-    np.array(list(itertools.product(steps, steps)))
-    for steps in (np.arange(10.0), np.linspace(-0.6, 0.6, 5), np.linspace(-0.2, 0.2, 5))
-)
+_SHARED = shared(np.arange(12.0), np.linspace(-0.8, 0.8, 9), np.linspace(-0.16, 0.16, 9))
+_FREE = paired(np.arange(10.0), np.linspace(-0.6, 0.6, 5), np.linspace(-0.2, 0.2, 5))
 _ROW_ELEMENTS, _JUDGED_ELEMENTS = 1024, 1 << 18
 _CHUNK_ELEMENTS = 1 << 16  # fits the second-level cache
 
@@ -105,21 +98,13 @@ class _Search:
 
     def best(self) -> tuple[Array, Array]:
         """The bounds with the least error."""
-        shared = self.spec.symmetric or not ((self.low < 0) & (self.high > 0)).any()
-        powers = np.zeros((2, self.low.size))
-        least = np.full(self.low.size, np.inf)
-        for steps in _SHARED if shared else _FREE:
-            centre = powers
-            for step in steps:
-                candidate = np.maximum(centre + step[:, None], 0)
-                error = self._error(*self._bounds(candidate))
-                better = error < least
-                least = np.where(better, error, least)
-                powers = np.where(better, candidate, powers)
+        alike = self.spec.symmetric or not ((self.low < 0) & (self.high > 0)).any()
+        full = np.zeros((2, self.low.size))
+        powers, _ = descend(lambda tried: self._error(*self._bounds(tried)), _SHARED if alike else _FREE, full)
         return self._bounds(powers)
 
     def _bounds(self, powers: Array) -> tuple[Array, Array]:
-        shares = (_RATIO**powers).astype(np.float32)
+        shares = (RATIO**powers).astype(np.float32)
         return self.low * shares[0], self.high * shares[1]
 
     def _error(self, low: Array, high: Array) -> Array:
