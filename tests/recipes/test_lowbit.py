@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 
@@ -44,6 +45,40 @@ def test_auto_learns_where_iterations_are_given(given) -> None:
     )
     assert {unit.name for unit in closed} != {unit.name for unit in learned}
     assert learned
+
+
+def test_auto_learns_where_activations_are_narrow(given) -> None:
+    model, options = given
+    stages = {}
+    for bits in ("w3a4", "w3a3"):
+        repair = fptq.quantize(model, bits=bits, **options).report.repair
+        stages[bits] = {unit.name for unit in repair.units}
+        assert repair.held_out_db > repair.nearest_db
+    assert "all blocks" not in stages["w3a4"]
+    assert "all blocks" in stages["w3a3"]
+
+
+def test_branches_of_a_skip_are_levelled_before_any_method(net, tmp_path) -> None:
+    n = net((1, 4, 16, 16), seed=3)
+    n.conv(4, 8)
+    skip = n("Relu")
+    n.conv(8, 8)
+    n("Relu")
+    large = n.stored(8, 8, 1, 1, scale=200.0)
+    n("Conv", large, kernel_shape=[1, 1])
+    n("Concat", skip, axis=1)
+    behind = n.stored(8, 16, 3, 3)  # as trained networks do: large values meet small weights
+    content = behind.const_value.numpy()
+    behind.const_value = ir.tensor(np.concatenate([content[:, :8] / 1000, content[:, 8:]], 1), name=behind.name)
+    n("Conv", behind, kernel_shape=[3, 3], pads=[1] * 4)
+    n("Relu")
+    n.conv(8, 3)
+    rng, model = np.random.default_rng(2), n.model().graph_model
+    feeds = [{"x": rng.standard_normal((1, 4, 16, 16)).astype(np.float32)} for _ in range(6)]
+    options = {"calibration": feeds, "cache": tmp_path / "cache", "threads": 1, "engine": "openvino"}
+    for recipe, levelled in (("auto", True), ("fast", False)):
+        found = fptq.quantize(model, bits="w4a8", method="nearest", recipe=recipe, **options)
+        assert any("levelled" in note for note in found.encoding.rewrites) == levelled
 
 
 def test_every_name_of_the_recipe_is_a_method() -> None:

@@ -59,7 +59,8 @@ class Recipe(Options):
         time_budget: How long the search may take, such as "10m"; the best so far is kept.
         bits: One format for all layers but the ends, such as "w4a4"; codes narrower than 8 bits are emulated in 8.
         method: How their rounding is found: "nearest", in closed form ("gptaq", "ridge", "correction"), or learned;
-            "auto" is in closed form, or learned where iterations are given.
+            "auto" is in
+            closed form, or learned for activations below 4 bits and where iterations are given.
         setting: What keeps 8 bits at the ends: "qdrop" the weights of the first and last layer and the input of the
             last, "brecq" the output of the first one too.
         iterations: Of a learned method for each block; without it the method's own.

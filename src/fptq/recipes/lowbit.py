@@ -29,6 +29,9 @@ from fptq.types import Progress, silent
 if TYPE_CHECKING:
     from fptq.execute import Executor
 
+_LEARNED_BELOW = 4
+"""Bits of activations below which learning pays: a ResNet-18 on FashionMNIST has, in closed form and learned, 90.0 and
+90.9 % at W4A4, 89.9 and 90.3 % at W3A3, 87.2 and 88.7 % at W2A2 (float 91.3 %)."""
 _JUDGED = 3
 """Calibration samples that show how far a method fits its own data."""
 
@@ -234,6 +237,9 @@ def _closed_form(made: Any) -> Outcome:
 
 
 def _learned(start: Start) -> Outcome:
+    import torch
+
+    from fptq.execute import Executor
     from fptq.execute.objective import of_task
     from fptq.reconstruct import METHODS as LEARNED
     from fptq.reconstruct import ReconstructionOptions, reconstruct
@@ -245,8 +251,10 @@ def _learned(start: Start) -> Outcome:
         seed=recipe.seed,
         memory=int(Amount.parse(recipe.memory, cost="memory").value),
     )
+    # Closed forms are a matter of minutes on a CPU; learning is what a GPU is for.
+    executor = Executor.open(start.executor.model, device="cuda") if torch.cuda.is_available() else start.executor
     made = reconstruct(
-        start.executor,
+        executor,
         start.encoding,
         start.problem.calibration,
         method=method if recipe.iterations is None else method.shortened(recipe.iterations),
@@ -262,8 +270,10 @@ def _learned(start: Start) -> Outcome:
 
 
 def _auto(start: Start) -> Outcome:
-    """In closed form, which is enough where it was measured; learned where iterations were asked for."""
-    return _measured(start) if start.problem.recipe.iterations is None else _learned(start)
+    """In closed form where that is enough; learned for narrower activations, or where iterations were asked for."""
+    recipe = start.problem.recipe
+    enough = Format.parse(recipe.bits or "").activations >= _LEARNED_BELOW
+    return _measured(start) if enough and recipe.iterations is None else _learned(start)
 
 
 METHODS: Mapping[str, Callable[[Start], Outcome]] = MappingProxyType(

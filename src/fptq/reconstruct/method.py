@@ -179,9 +179,9 @@ METHODS: Mapping[str, Method] = MappingProxyType(
             inputs="mixture",
             rounding="progressive",
             learn_weight_scale=True,
-            iterations=2_000,
-            global_iterations=1_000,
-            rates=Rates(rounding=1e-3, weight_scale=2e-3, activation_scale=2e-3, whole=3e-4),
+            iterations=500,
+            global_iterations=250,
+            rates=Rates(rounding=4e-3, weight_scale=8e-3, activation_scale=8e-3, whole=1.2e-3),
             prediction=Prediction(temperature=1.0),
         ),
     }
