@@ -18,6 +18,8 @@ from fptq.graph.load import load
 from fptq.types import Array, Feeds, Runner
 
 IMAGES, BATCH, HEADS = 1024, 32, 16
+_EPOCHS = {16: 3, 64: 2}
+"""Of training, by width: the wide one takes ten minutes for each on one core."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +166,7 @@ SUBJECTS: dict[str, Subject] = {
 @cache
 def _network(width: int) -> Executor:
     images = torch.from_numpy(_train_images(0))
-    return Executor.open(load(fashion.train(width, 3), example=images[:2], others=[images[:3]]))
+    return Executor.open(load(fashion.train(width, _EPOCHS[width]), example=images[:2], others=[images[:3]]))
 
 
 @cache
