@@ -75,6 +75,15 @@ def test_the_module_is_replaced_by_one_on_the_engine(result) -> None:
         assert 10 * torch.log10(expected.square().sum() / (expected - found).square().sum()) > 25
 
 
+def test_weights_beside_an_older_file_are_gone(result, tmp_path) -> None:
+    other, foreign = tmp_path / "model.onnx.0123456789ab.data", tmp_path / "notes.data"
+    for file in (other, foreign):
+        file.write_bytes(b"old")
+    result.save(tmp_path)
+    assert not other.exists()
+    assert foreign.exists()
+
+
 def test_the_folder_runs_without_fptq(result, tmp_path) -> None:
     out = result.save(tmp_path / "out")
     wanted = {

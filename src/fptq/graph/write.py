@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -61,7 +61,7 @@ def save(
             # The weights first, under a name of their own: the old file never points to new weights.
             for part in sorted(written, key=lambda file: file.name == path.name):
                 part.replace(path.parent / part.name)
-        _remove_stale(path, kept={part.name for part in written})
+        remove_stale(path, kept={part.name for part in written})
     except OSError as error:
         raise OutputError(
             f"{path} could not be written: {error.strerror or error}",
@@ -139,8 +139,13 @@ def _fingerprint(model: ir.Model) -> str:
     return digest.hexdigest()[:12]
 
 
-def _remove_stale(path: Path, *, kept: set[str]) -> None:
-    """Remove the weights that an earlier file of this name pointed to."""
+def remove_stale(path: Path, *, kept: Collection[str]) -> None:
+    """Remove the weights that an earlier file of this name pointed to.
+
+    Args:
+        path: The `.onnx` file.
+        kept: Names of files beside it that stay.
+    """
     for file in path.parent.glob(f"{path.name}.{'[0-9a-f]' * 12}.data"):
         if file.name not in kept:
             file.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from fptq.engines import CompileOptions, Session
 from fptq.engines.cpu import detect
 from fptq.errors import OutputError
 from fptq.graph.model import Model
-from fptq.graph.write import file_bytes, save
+from fptq.graph.write import file_bytes, remove_stale, save
 from fptq.plan import Encoding, save_encoding
 from fptq.recipes.prepare import Prepared, plan_document
 from fptq.recipes.problem import Problem
@@ -90,8 +90,10 @@ class Result:
                 for stale in folder.glob(f"{PACKED_FILE}*"):
                     stale.unlink()
                 # The report comes last: a folder with one is complete.
-                for part in sorted(Path(staging).iterdir(), key=lambda p: p.name.startswith("report")):
+                parts = sorted(Path(staging).iterdir(), key=lambda p: p.name.startswith("report"))
+                for part in parts:
                     part.replace(folder / part.name)
+                remove_stale(folder / MODEL_FILE, kept={part.name for part in parts})
         except OSError as error:
             raise OutputError(
                 f"{folder} could not be written: {error.strerror or error}",
