@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fptq.calibrate import Statistics, weight_params
 from fptq.engines import Engine
@@ -28,6 +28,8 @@ from fptq.types import Progress, silent
 
 if TYPE_CHECKING:
     from fptq.execute import Executor
+    from fptq.reconstruct.closed_form import ClosedForm
+    from fptq.reconstruct.task import ClosedFormOptions
 
 _LEARNED_BELOW = 4
 """Bits of activations below which learning pays: a ResNet-18 on FashionMNIST has, in closed form and learned, 90.0 and
@@ -194,24 +196,33 @@ def _nearest(start: Start) -> Outcome:
 def _gptaq(start: Start) -> Outcome:
     from fptq.reconstruct.closed_form import ClosedFormOptions
 
-    return _rounded(start, ClosedFormOptions(seed=start.problem.recipe.seed))
+    return _rounded(start, ClosedFormOptions())
 
 
 def _measured(start: Start) -> Outcome:
     from fptq.reconstruct.task import MEASURED
 
-    return _rounded(start, replace(MEASURED, seed=start.problem.recipe.seed))
+    return _rounded(start, MEASURED)
 
 
-def _rounded(start: Start, options: Any) -> Outcome:
+def _rounded(start: Start, options: ClosedFormOptions) -> Outcome:
     from fptq.reconstruct.closed_form import gptaq
 
-    made = gptaq(start.executor, start.encoding, start.problem.calibration, options=options, progress=start.progress)
-    return _closed_form(made)
+    samples, options = start.problem.calibration, _bounded(start, options)
+    return _closed_form(gptaq(start.executor, start.encoding, samples, options=options, progress=start.progress))
+
+
+def _bounded(start: Start, options: ClosedFormOptions) -> ClosedFormOptions:
+    """A closed form's options with the recipe's seed and memory."""
+    return replace(options, seed=start.problem.recipe.seed, memory=_memory(start))
+
+
+def _memory(start: Start) -> int:
+    return int(Amount.parse(start.problem.recipe.memory, cost="memory").value)
 
 
 def _ridge(start: Start) -> Outcome:
-    from fptq.reconstruct.closed_form import ridge_correction
+    from fptq.reconstruct.closed_form import ClosedFormOptions, ridge_correction
 
     options = calibration_options(start.problem.recipe, (start.observers[0], "lp"))
     made = ridge_correction(
@@ -219,6 +230,7 @@ def _ridge(start: Start) -> Outcome:
         start.encoding,
         start.problem.calibration,
         lambda weight, spec: weight_params(weight, spec, options.weight_observer),
+        options=_bounded(start, ClosedFormOptions()),
     )
     return _closed_form(made)
 
@@ -226,11 +238,11 @@ def _ridge(start: Start) -> Outcome:
 def _corrected(start: Start) -> Outcome:
     from fptq.reconstruct.closed_form import ClosedFormOptions, output_correction
 
-    options = ClosedFormOptions(seed=start.problem.recipe.seed)
+    options = _bounded(start, ClosedFormOptions())
     return _closed_form(output_correction(start.executor, start.encoding, start.problem.calibration, options=options))
 
 
-def _closed_form(made: Any) -> Outcome:
+def _closed_form(made: ClosedForm) -> Outcome:
     units = tuple(Repaired(name=g.node, before=g.before, after=g.after, kept=g.kept) for g in made.gains)
     notes = tuple(f"{refusal.node} keeps nearest rounding: {refusal.reason}" for refusal in made.skipped)
     return made.executor.model, made.encoding, units, notes
@@ -249,7 +261,7 @@ def _learned(start: Start) -> Outcome:
     options = ReconstructionOptions(
         objective=of_task(start.executor.model, recipe.task),
         seed=recipe.seed,
-        memory=int(Amount.parse(recipe.memory, cost="memory").value),
+        memory=_memory(start),
     )
     # Closed forms are a matter of minutes on a CPU; learning is what a GPU is for.
     executor = Executor.open(start.executor.model, device="cuda") if torch.cuda.is_available() else start.executor

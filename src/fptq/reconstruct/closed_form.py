@@ -7,7 +7,7 @@ moves from layer to layer (see `walk`), so that each part of the network runs on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias
 
@@ -27,7 +27,7 @@ from fptq.reconstruct.lines import Allowed, mean_is_free
 from fptq.reconstruct.products import Product
 from fptq.reconstruct.ridge import ridge
 from fptq.reconstruct.task import MEASURED, ClosedForm, ClosedFormOptions, Gain, Task
-from fptq.types import Array, Feeds, Progress, silent
+from fptq.types import Array, FeedSource, Progress, silent
 
 __all__ = [
     "MEASURED",
@@ -48,7 +48,7 @@ Refit: TypeAlias = Callable[[Array, QuantizerSpec], UniformParams]
 def gptaq(
     executor: Executor,
     encoding: Encoding,
-    feeds: Iterable[Feeds],
+    feeds: FeedSource,
     *,
     options: ClosedFormOptions | None = None,
     reference: Executor | None = None,
@@ -108,7 +108,7 @@ def _rounded(
 def ridge_correction(
     executor: Executor,
     encoding: Encoding,
-    feeds: Iterable[Feeds],
+    feeds: FeedSource,
     refit: Refit,
     *,
     options: ClosedFormOptions | None = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -18,14 +18,14 @@ from fptq.plan.plan import Plan
 from fptq.reconstruct.lines import Allowed, Line, Moments, bias_name, chosen_line, new_bias, scaled, with_biases
 from fptq.reconstruct.products import Product, products
 from fptq.reconstruct.task import ClosedForm, ClosedFormOptions, Gain, Task
-from fptq.types import Array, Feeds
+from fptq.types import Array, FeedSource
 
 
 @torch.no_grad()
 def output_correction(
     executor: Executor,
     encoding: Encoding,
-    feeds: Iterable[Feeds],
+    feeds: FeedSource,
     *,
     options: ClosedFormOptions | None = None,
     reference: Executor | None = None,

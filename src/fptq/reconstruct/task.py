@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,11 +16,12 @@ from fptq.numerics import UniformParams
 from fptq.plan.encoding import Encoding
 from fptq.plan.plan import Refusal
 from fptq.reconstruct.covariance import Covariance, Draw, covariance
+from fptq.reconstruct.crops import views_of
 from fptq.reconstruct.gptaq import Asymmetry, MatrixGrid
 from fptq.reconstruct.lines import bias_name
 from fptq.reconstruct.products import Product, products
 from fptq.reconstruct.walk import Revised, Walk
-from fptq.types import Array, Feeds, Progress, silent
+from fptq.types import Array, FeedSource, Progress, silent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,8 @@ class ClosedFormOptions:
         strength: `lambda` of the ridge correction, in the same units.
         rows: Output positions of a layer in all, drawn equally from all samples.
         columns: Layers whose rows are longer are left out: time grows with the cube, memory with the square.
-        memory: Bytes for the values of all samples between two layers.
+        crop: Volumes are cut to random sub-volumes of so many voxels along each axis; None: they stay whole.
+        memory: Bytes for the values of all samples between two layers; with less, layers are reached from further back.
         held_out: Every so-many-th sample decides whether a correction is kept; it is not fitted to.
         seed: Of the drawn positions.
     """
@@ -46,7 +48,8 @@ class ClosedFormOptions:
     strength: float = 1.0
     rows: int = 32768
     columns: int = 8192
-    memory: int = 2 << 30
+    crop: int | None = 64
+    memory: int = 4 << 30
     held_out: int = 4
     seed: int = 0
 
@@ -115,14 +118,15 @@ class Task:
         cls,
         executor: Executor,
         encoding: Encoding,
-        feeds: Iterable[Feeds],
+        feeds: FeedSource,
         *,
         options: ClosedFormOptions,
         reference: Executor | None = None,
     ) -> Task:
         hook = Revised(overlay=Overlay(encoding=encoding))
         reference = reference or executor
-        walk = Walk(reference, executor, feeds, hook)
+        views = views_of(reference, feeds, crop=options.crop, seed=options.seed)
+        walk = Walk(reference, executor, views.source, hook)
         if not len(walk):
             raise DataError("there is no sample", rule="closed forms are fitted to samples", remedy="Give a few dozen")
         return cls(executor=executor, reference=reference, hook=hook, walk=walk, options=options, skipped=[])
