@@ -17,7 +17,7 @@ from fptq.graph.model import Model
 from fptq.graph.parity import run_graph
 from fptq.graph.placement import Placement
 from fptq.numerics import PerBlock, PerChannel, PerTensor, QuantizerSpec, UniformParams, quantize
-from fptq.plan import materialize
+from fptq.plan import PROFILES, materialize, place
 from fptq.plan.encoding import Encoding
 from fptq.plan.plan import Plan
 from fptq.reconstruct.closed_form import ClosedFormOptions, gptaq, output_correction, ridge_correction
@@ -602,3 +602,21 @@ def test_fitted_biases_of_gemms_respect_alpha_and_beta(net) -> None:
     quantized, name = materialize(found.executor.model, found.encoding), model.outputs[0].name
     gaps = [run_graph(model.graph_model, x)[name] - run_graph(quantized.graph_model, x)[name] for x in feeds]
     np.testing.assert_allclose(np.mean(gaps, axis=(0, 1)), 0, atol=1e-5)
+
+
+def test_a_few_whole_volumes_stand_for_all(net) -> None:
+    n = net((1, 1, 72, 8, 8), seed=4)
+    n.conv(1, 4, rank=3)
+    n("Relu")
+    n.conv(4, 2, rank=3)
+    rng, model = np.random.default_rng(5), n.model()
+    feeds = [{"x": rng.standard_normal((1, 1, 72, 8, 8)).astype(np.float32)} for _ in range(3)]
+    profile = PROFILES["openvino"]
+    plan = place(model, profile, profile.variants[0])
+    encoding = calibrate(model, plan.with_bits(dict.fromkeys(plan.weights, 3)), feeds)
+    few, first, every = (
+        gptaq(Executor.open(model), encoding, given, options=ClosedFormOptions(volumes=volumes)).encoding.codes
+        for given, volumes in ((feeds, 2), (feeds[:2], 4), (feeds, 4))
+    )
+    assert all(np.array_equal(few[placement], first[placement]) for placement in few)
+    assert not all(np.array_equal(few[placement], every[placement]) for placement in few)

@@ -14,8 +14,8 @@ from fptq.errors import FptqError
 from fptq.execute import Executor
 from fptq.types import Array, Feeds, FeedSource
 
-STEP = 16
-"""Sides are multiples of it: most networks halve a volume up to four times."""
+CROP, STEP = 64, 16
+"""Voxels along each axis of a crop, and what that is a multiple of: most networks halve a volume up to four times."""
 
 _LEAST = 64  # crops in all, where there are fewer samples
 _SPATIAL = slice(2, None)
@@ -93,16 +93,21 @@ def views_of(executor: Executor, feeds: FeedSource, *, crop: int | None, seed: i
     if crop is None or sample is None:
         return Views(source=feeds)
     side = crop // STEP * STEP
-    volumes = [array for array in sample.values() if _is_volume(array)]
-    if not any(max(volume.shape[_SPATIAL]) > side for volume in volumes):
+    if not large([sample], side):
         return Views(source=feeds)
-    runs = len(feeds) * len(volumes[0])  # batches come apart
+    runs = len(feeds) * next(len(array) for array in sample.values() if _is_volume(array))  # batches come apart
     crops = Crops(source=feeds, side=side, count=math.ceil(_LEAST / runs), seed=seed)
     reason = _refusal(executor, sample, crops)
     if reason is None:
         return Views(source=crops, large=True)
     note = f"learned from whole volumes, not from crops of {side} voxels along each axis: {reason}"
     return Views(source=feeds, large=True, note=note)
+
+
+def large(feeds: FeedSource, side: int = CROP) -> bool:
+    """Whether samples are volumes of more than so many voxels along an axis."""
+    sample = next(iter(feeds), {})
+    return any(_is_volume(array) and max(array.shape[_SPATIAL]) > side for array in sample.values())
 
 
 def _refusal(executor: Executor, sample: Feeds, crops: Crops) -> str | None:

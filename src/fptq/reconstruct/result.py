@@ -12,7 +12,7 @@ from fptq.execute import Objective
 from fptq.graph.placement import Placement
 from fptq.numerics import UniformParams
 from fptq.plan.encoding import Encoding
-from fptq.reconstruct.crops import STEP
+from fptq.reconstruct.crops import CROP, STEP
 from fptq.reconstruct.method import Method
 from fptq.types import Array
 
@@ -45,7 +45,7 @@ class ReconstructionOptions:
     folder: Path | None = None
     autocast: bool = False
     judged: int = 256
-    crop: int | None = 64
+    crop: int | None = CROP
     volume_batch: int = 4
 
     def __post_init__(self) -> None:

@@ -11,12 +11,13 @@ import torch
 
 from fptq.errors import DataError
 from fptq.execute import Executor, Overlay
+from fptq.feeds import Part
 from fptq.graph.placement import Placement
 from fptq.numerics import UniformParams
 from fptq.plan.encoding import Encoding
 from fptq.plan.plan import Refusal
 from fptq.reconstruct.covariance import Covariance, Draw, covariance
-from fptq.reconstruct.crops import views_of
+from fptq.reconstruct.crops import large
 from fptq.reconstruct.gptaq import Asymmetry, MatrixGrid
 from fptq.reconstruct.lines import bias_name
 from fptq.reconstruct.products import Product, products
@@ -36,7 +37,8 @@ class ClosedFormOptions:
         strength: `lambda` of the ridge correction, in the same units.
         rows: Output positions of a layer in all, drawn equally from all samples.
         columns: Layers whose rows are longer are left out: time grows with the cube, memory with the square.
-        crop: Volumes are cut to random sub-volumes of so many voxels along each axis; None: they stay whole.
+        volumes: Of large volumes only so many are looked at. They stay whole: codes and biases fitted to crops of
+            deepbrain's heads lost 0.03 of agreement at W3A8, and four heads do what eight do.
         memory: Bytes for the values of all samples between two layers; with less, layers are reached from further back.
         held_out: Every so-many-th sample decides whether a correction is kept; it is not fitted to.
         seed: Of the drawn positions.
@@ -48,7 +50,7 @@ class ClosedFormOptions:
     strength: float = 1.0
     rows: int = 32768
     columns: int = 8192
-    crop: int | None = 64
+    volumes: int = 4
     memory: int = 4 << 30
     held_out: int = 4
     seed: int = 0
@@ -125,8 +127,7 @@ class Task:
     ) -> Task:
         hook = Revised(overlay=Overlay(encoding=encoding))
         reference = reference or executor
-        views = views_of(reference, feeds, crop=options.crop, seed=options.seed)
-        walk = Walk(reference, executor, views.source, hook)
+        walk = Walk(reference, executor, Part(feeds, options.volumes) if large(feeds) else feeds, hook)
         if not len(walk):
             raise DataError("there is no sample", rule="closed forms are fitted to samples", remedy="Give a few dozen")
         return cls(executor=executor, reference=reference, hook=hook, walk=walk, options=options, skipped=[])
