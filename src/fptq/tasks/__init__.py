@@ -1,7 +1,7 @@
 """Tasks: what a network is for, and how well it does it."""
 
 from fptq.tasks.agreement import Agreement, OutputAgreement, compare
-from fptq.tasks.base import Drop, Score, Scores, Task, paired_drop
+from fptq.tasks.base import Drop, Score, Scores, Task, interval, paired_drop
 from fptq.tasks.cases import Case, open_cases
 from fptq.tasks.classification import ClassificationTask
 from fptq.tasks.generic import MetricTask
@@ -23,6 +23,7 @@ __all__ = [
     "Task",
     "VolumeInput",
     "compare",
+    "interval",
     "open_cases",
     "open_labelled",
     "paired_drop",
