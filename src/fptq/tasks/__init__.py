@@ -7,6 +7,7 @@ from fptq.tasks.classification import ClassificationTask
 from fptq.tasks.generic import MetricTask
 from fptq.tasks.inference import VolumeInput
 from fptq.tasks.labelled import LabelledImages, open_labelled
+from fptq.tasks.proteins import ProteinOutputs, ProteinTask
 from fptq.tasks.segmentation import SegmentationTask
 
 __all__ = [
@@ -17,6 +18,8 @@ __all__ = [
     "LabelledImages",
     "MetricTask",
     "OutputAgreement",
+    "ProteinOutputs",
+    "ProteinTask",
     "Score",
     "Scores",
     "SegmentationTask",
