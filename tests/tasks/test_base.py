@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from fptq.tasks import Score, Scores, paired_drop
+from fptq.tasks import Score, Scores, interval, paired_drop
 
 
 def score(values, *, up=True, name="dice"):
@@ -41,6 +41,30 @@ def test_undefined_cases_are_left_out_and_one_case_has_no_interval():
     assert drop.cases == 1
     assert drop.value == pytest.approx(0.1)
     assert math.isnan(drop.low)
+
+
+def test_perplexities_are_averaged_by_their_logarithms():
+    def perplexity(logs):
+        value = float(np.exp(np.mean(logs)))
+        return Score(
+            name="ppl", value=value, higher_is_better=False, cases=tuple(np.exp(logs)), average="geometric mean"
+        )
+
+    logs = np.random.default_rng(0).normal(2, 0.5, 50)
+    before, after = perplexity(logs), perplexity(logs + 0.01)
+    drop = paired_drop(before, after)
+    assert drop.value == pytest.approx(after.value - before.value)
+    # Every sequence is worse by the same factor: what is left is how large the perplexities are.
+    assert drop.low > 0
+    low, high = interval(before)
+    assert low < before.value < high
+    assert drop.low == pytest.approx(low * math.expm1(0.01), rel=0.02)
+
+
+def test_the_interval_of_a_score():
+    low, high = interval(score([0.1, 0.5, 0.9, math.nan]))
+    assert 0.1 <= low < 0.5 < high <= 0.9
+    assert math.isnan(interval(score([0.5]))[0])
 
 
 def test_the_same_seed_gives_the_same_interval():

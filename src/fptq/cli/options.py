@@ -19,7 +19,8 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"ONNX file, .pt2 pr
 Calib = Annotated[
     str | None,
     typer.Option(
-        metavar="DATA", help=f"Calibration data: folder or glob of images, .npz, .npy, .nii[.gz], or {_FUNCTION}."
+        metavar="DATA",
+        help=f"Calibration data: folder or glob of images, .npz, .npy, .nii[.gz], FASTA, or {_FUNCTION}.",
     ),
 ]
 Val = Annotated[
@@ -28,7 +29,12 @@ Val = Annotated[
 Labels = Annotated[
     str | None, typer.Option(metavar="DATA", help="Masks with the names of the volumes, or a file of class names.")
 ]
-Task = Annotated[str | None, typer.Option(metavar="generic|segmentation|classification", help="What the scores mean.")]
+Task = Annotated[
+    str | None, typer.Option(metavar="generic|segmentation|classification|proteins", help="What the scores mean.")
+]
+Vocab = Annotated[
+    str | None, typer.Option(metavar="FILE", help=f"Tokens for --task proteins, one a line, or {_FUNCTION}.")
+]
 Engine = Annotated[
     str | None, typer.Option(metavar="auto|onnxruntime|openvino", help="What will run it; auto measures and picks.")
 ]

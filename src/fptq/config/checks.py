@@ -41,7 +41,13 @@ def check_consistency(recipe: Recipe, source: str) -> None:
         raise ConfigError(f"{source}: patch is empty", rule="a window has a size on every spatial axis")
     if recipe.labels is not None and recipe.val is None:
         raise ConfigError(f"{source}: labels without val", rule="labels belong to volumes", remedy="Give --val too")
-    if recipe.labels is not None and recipe.task == "generic":
+    if recipe.vocab is not None and recipe.task != "proteins":
+        raise ConfigError(
+            f"{source}: vocab with task = {recipe.task!r}",
+            rule="a vocabulary is for protein language models",
+            remedy="Give --task proteins",
+        )
+    if recipe.labels is not None and recipe.task in ("generic", "proteins"):
         raise ConfigError(
             f"{source}: labels with task = {recipe.task!r}",
             rule="labels are masks for a segmentation, or class names for a classification",

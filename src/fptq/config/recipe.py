@@ -17,7 +17,7 @@ from fptq.errors import ConfigError
 
 FILE_NAME: Final = "fptq.toml"
 
-_SOURCES = ("calib", "val", "labels")
+_SOURCES = ("calib", "val", "labels", "vocab")
 _PATHS = ("plan", "cache")
 
 
@@ -35,6 +35,8 @@ class Recipe(Options):
         calib: Calibration data for the command line: folder, glob or `package.module:function`.
         val: Validation data, likewise.
         labels: Their labels: a folder or glob of masks; the names of the classes for a classification.
+        vocab: Tokens of a protein language model: a file of one a line, or `package.module:function` that returns a
+            tokenizer.
         task: What the scores mean.
         engine: What the int8 model is made for; "auto" measures the installed engines and picks the fastest.
         recipe: How much is tried, each trial kept only where the output error on held-out samples falls: "fast"
@@ -83,7 +85,8 @@ class Recipe(Options):
     calib: str | None = None
     val: str | None = None
     labels: str | None = None
-    task: Literal["generic", "segmentation", "classification"] = "generic"
+    vocab: str | None = None
+    task: Literal["generic", "segmentation", "classification", "proteins"] = "generic"
     engine: Literal["auto", "onnxruntime", "openvino"] = "auto"
     recipe: Literal["auto", "fast", "best"] = "auto"
     observer: Literal["auto", "minmax", "moving-average", "percentile", "entropy", "lp"] = "auto"

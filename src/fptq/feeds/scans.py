@@ -21,6 +21,7 @@ NIFTI = (".nii", ".nii.gz")
 ARRAYS = (".npz", ".npy", *NIFTI)
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SUFFIXES = (*ARRAYS, *IMAGES)
+FASTA = (".fasta", ".fa", ".faa", ".fasta.gz", ".fa.gz", ".faa.gz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ def suffix(path: Path) -> str:
     >>> suffix(Path("a.b.nii.gz"))
     '.nii.gz'
     """
-    return next((s for s in SUFFIXES if path.name.lower().endswith(s)), "")
+    return next((s for s in (*SUFFIXES, *FASTA) if path.name.lower().endswith(s)), "")
 
 
 def stem(path: Path) -> str:

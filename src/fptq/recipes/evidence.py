@@ -19,7 +19,7 @@ from fptq.recipes.problem import Problem
 from fptq.report import decisions, records
 from fptq.report.pictures import Slicing, slices
 from fptq.report.report import Report
-from fptq.tasks import Agreement, ClassificationTask, Scores, SegmentationTask, compare, paired_drop
+from fptq.tasks import Agreement, ClassificationTask, ProteinTask, Scores, SegmentationTask, compare, paired_drop
 from fptq.types import Progress, Runner, silent
 
 _FLOAT, _DEFAULT, _QUANTIZED = "float", "float default", "quantized"
@@ -160,7 +160,7 @@ def _scores(problem: Problem, runners: Mapping[str, Runner], progress: Progress)
     match problem.task:
         case None:
             return {}
-        case SegmentationTask() | ClassificationTask() as task:
+        case SegmentationTask() | ClassificationTask() | ProteinTask() as task:
             found = dict(task.evaluate_all(runners, progress=progress))
             agree = tuple(s for s in found[_QUANTIZED] if s.name.startswith("agreement"))
             for name, scores in list(found.items()):

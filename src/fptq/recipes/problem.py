@@ -21,11 +21,17 @@ from fptq.feeds.scans import Scan
 from fptq.feeds.source import open_items
 from fptq.graph.load import LoadOptions, Trust, load
 from fptq.graph.model import Model, TensorInfo
+from fptq.recipes.proteins import as_runs, as_samples, protein_task
 from fptq.tasks import ClassificationTask, MetricTask, SegmentationTask, Task, VolumeInput, open_cases, open_labelled
 from fptq.types import Feeds, FeedSource, Runner
 
 _HELD_OUT = 8
 _PEEKED = 3
+_SCORED_ON: Mapping[str, tuple[str, str]] = {
+    "classification": ("images in a folder for each class", "Give --val a folder of class folders"),
+    "proteins": ("sequences", "Give --val a FASTA file"),
+}
+"""Tasks that need validation data: what, and what to do without."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +77,12 @@ def open_problem(
     preprocess = preprocess_of(recipe)
     if isinstance(network, str) and names_callable(network) and not Path(network).exists():
         network = load_callable(network)()
-    calibration, examples = _peek(network, calibration, seed=recipe.seed)
+    calibration, examples = _peek(network, as_samples(calibration, recipe), seed=recipe.seed)
     options = LoadOptions(dynamic=recipe.dynamic, trust=Trust.SOURCE if recipe.trust else Trust.NOTHING)
     raw = [_as_example(sample, network, preprocess) for sample in examples]
     model = load(network, example=raw[0] if raw else None, others=raw[1:], options=options)
-    samples = open_feeds(calibration, model.inputs, preprocess=preprocess, limit=recipe.samples, spread=recipe.seed)
+    source = as_runs(calibration, model, recipe)
+    samples = open_feeds(source, model.inputs, preprocess=preprocess, limit=recipe.samples, spread=recipe.seed)
     store = Cache(recipe.cache) if recipe.cache else Cache()
     warnings: list[str] = []
     if validation is not None:
@@ -113,17 +120,17 @@ def open_scored(
         recipe: The options.
         evaluate: A metric, in place of the recipe's.
         task: A ready-made task.
-        validation: Samples for the agreement, volumes of a segmentation, or class folders of a classification.
+        validation: Samples for the agreement, volumes of a segmentation, class folders of a classification, or the
+            sequences of a protein language model.
         labels: Labels of the volumes, or the names of the classes.
 
     Raises:
-        ConfigError: A classification has nothing to classify.
+        ConfigError: A classification has nothing to classify, or a protein language model no sequences.
     """
-    if task is None and recipe.task == "classification" and validation is None:
+    if task is None and recipe.task in _SCORED_ON and validation is None:
+        what, remedy = _SCORED_ON[recipe.task]
         raise ConfigError(
-            'task = "classification" without validation data',
-            rule="it is scored on images in a folder for each class",
-            remedy="Give --val a folder of class folders",
+            f'task = "{recipe.task}" without validation data', rule=f"it is scored on {what}", remedy=remedy
         )
     kind = recipe.task if validation is not None else "generic"
     problem = open_problem(network, calibration, recipe, validation=validation if kind == "generic" else None)
@@ -131,6 +138,8 @@ def open_scored(
         task = segmentation_task(problem.model, recipe, str(validation), labels)
     elif task is None and kind == "classification":
         task = classification_task(problem.model, recipe, str(validation), labels)
+    elif task is None and kind == "proteins":
+        task = protein_task(problem.model, recipe, validation)
     elif task is None and (metric := evaluate or recipe.metric) is not None:
         task = metric_task(problem.model, metric, recipe)
     return replace(problem, task=task)

@@ -19,7 +19,7 @@ from fptq.graph.write import save
 from fptq.plan.encoding import Encoding, plan_to_json
 from fptq.recipes.costs import Target
 from fptq.recipes.study import Realized
-from fptq.tasks import Scores, SegmentationTask, Task
+from fptq.tasks import ProteinTask, Scores, SegmentationTask, Task
 from fptq.tasks.fingerprint import fingerprint
 
 _LOG = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Scorer:
         """Score the float network.
 
         Args:
-            task: What scores; of a segmentation, Dice alone.
+            task: What scores; of a segmentation Dice alone, of proteins the accuracy.
             model: The float network.
             target: Where networks run.
             folder: For their files.
@@ -66,6 +66,8 @@ class Scorer:
         """
         if isinstance(task, SegmentationTask):
             task = replace(task, metrics=("dice",))  # surfaces take longer than the network
+        if isinstance(task, ProteinTask):
+            task = replace(task, metrics=("accuracy",))  # the others take more runs or decide nothing
         path = folder / "scored_float.onnx"
         save(model, path)
         exact = target.engine.compile(path, replace(target.options, float_precision="f32"))

@@ -1,12 +1,13 @@
 """Tasks: what a network is for, and how well it does it."""
 
 from fptq.tasks.agreement import Agreement, OutputAgreement, compare
-from fptq.tasks.base import Drop, Score, Scores, Task, paired_drop
+from fptq.tasks.base import Drop, Score, Scores, Task, interval, paired_drop
 from fptq.tasks.cases import Case, open_cases
 from fptq.tasks.classification import ClassificationTask
 from fptq.tasks.generic import MetricTask
 from fptq.tasks.inference import VolumeInput
 from fptq.tasks.labelled import LabelledImages, open_labelled
+from fptq.tasks.proteins import ProteinOutputs, ProteinTask
 from fptq.tasks.segmentation import SegmentationTask
 
 __all__ = [
@@ -17,12 +18,15 @@ __all__ = [
     "LabelledImages",
     "MetricTask",
     "OutputAgreement",
+    "ProteinOutputs",
+    "ProteinTask",
     "Score",
     "Scores",
     "SegmentationTask",
     "Task",
     "VolumeInput",
     "compare",
+    "interval",
     "open_cases",
     "open_labelled",
     "paired_drop",

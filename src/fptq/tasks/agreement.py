@@ -98,6 +98,13 @@ def compare(
     return Agreement(outputs={name: s.result() for name, s in sums.items()}, samples=samples)
 
 
+def agreement_of(reference: Array, other: Array) -> OutputAgreement:
+    """The agreement of two arrays of one shape, without classes."""
+    sums = _Sums()
+    sums.add(reference, other, None)
+    return sums.result()
+
+
 @dataclass
 class _Sums:
     """Running sums of one output, in float64."""

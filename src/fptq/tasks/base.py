@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class Score:
         unit: "mm", "voxel", or empty for a pure number.
         higher_is_better: Which way is better.
         cases: The value of each case, for paired statistics; NaN where undefined. Empty where the metric has none.
+        average: How the value comes from the cases; of perplexities, which are positive, the geometric mean.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Score:
     unit: str = ""
     higher_is_better: bool = True
     cases: tuple[float, ...] = ()
+    average: Literal["mean", "geometric mean"] = "mean"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,7 @@ class Drop:
     """How much worse one score is than another, case by case.
 
     Attributes:
-        value: Mean loss over the cases, in the metric's unit: positive is worse.
+        value: Loss of the average over the cases, in the metric's unit: positive is worse.
         low: Lower end of the confidence interval; NaN for fewer than two cases.
         high: Its upper end.
         confidence: Coverage of the interval.
@@ -110,17 +112,49 @@ def paired_drop(before: Score, after: Score, *, confidence: float = 0.95, seed: 
             f"{before.name} of {len(before.cases)} cases and {after.name} of {len(after.cases)} do not pair"
         )
     sign = 1.0 if before.higher_is_better else -1.0
-    losses = sign * (np.asarray(before.cases) - np.asarray(after.cases))
-    losses = losses[np.isfinite(losses)]
-    if losses.size < 2:
-        value = float(losses[0]) if losses.size else sign * (before.value - after.value)
-        return Drop(value=value, low=math.nan, high=math.nan, confidence=confidence, cases=losses.size)
-    draws = np.random.default_rng(seed).integers(losses.size, size=(resamples, losses.size))
+    pairs = np.array([before.cases, after.cases])
+    pairs = pairs[:, np.isfinite(pairs).all(0)]
+    geometric = before.average == "geometric mean"
+    terms = np.log(pairs) if geometric else pairs[:1] - pairs[1:]
+
+    def loss(means: np.ndarray) -> np.ndarray:
+        difference: np.ndarray = np.exp(means[0]) - np.exp(means[1]) if geometric else means[0]
+        return sign * difference
+
+    count = terms.shape[1]
+    value = float(loss(terms.mean(1))) if count else sign * (before.value - after.value)
+    if count < 2:
+        return Drop(value=value, low=math.nan, high=math.nan, confidence=confidence, cases=count)
+    draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    low, high = np.quantile(loss(terms[:, draws].mean(2)), _tails(confidence))
+    return Drop(value=value, low=float(low), high=float(high), confidence=confidence, cases=count)
+
+
+def interval(score: Score, *, confidence: float = 0.95, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
+    """The ends of the bootstrap interval of a score's average over its cases; NaN for fewer than two cases.
+
+    It says how far other cases could be from these. Whether two networks differ says `paired_drop`.
+
+    Args:
+        score: The score.
+        confidence: Coverage, in (0, 1).
+        seed: Seed of the resampling.
+        resamples: Number of bootstrap samples.
+    """
+    cases = np.asarray(score.cases)
+    cases = cases[np.isfinite(cases)]
+    if cases.size < 2:
+        return math.nan, math.nan
+    draws = np.random.default_rng(seed).integers(cases.size, size=(resamples, cases.size))
+    geometric = score.average == "geometric mean"
+    means = np.log(cases)[draws].mean(1) if geometric else cases[draws].mean(1)
+    low, high = np.quantile(np.exp(means) if geometric else means, _tails(confidence))
+    return float(low), float(high)
+
+
+def _tails(confidence: float) -> tuple[float, float]:
     tail = (1 - confidence) / 2
-    low, high = np.quantile(losses[draws].mean(1), (tail, 1 - tail))
-    return Drop(
-        value=float(losses.mean()), low=float(low), high=float(high), confidence=confidence, cases=int(losses.size)
-    )
+    return tail, 1 - tail
 
 
 def mean_defined(values: np.ndarray) -> float:

@@ -9,11 +9,12 @@ from typing import Literal
 
 import numpy as np
 
-from fptq.errors import DataError, EngineError, ModelError
+from fptq.errors import DataError, ModelError
 from fptq.feeds.conform import Inputs, conform
 from fptq.feeds.images import image_array, read_image
 from fptq.feeds.preprocess import Preprocess
 from fptq.tasks.base import Score, Scores
+from fptq.tasks.classes import are_probabilities, losses_of, places_of, row_by_row
 from fptq.tasks.labelled import LabelledImages
 from fptq.types import Array, Feeds, Progress, Runner, silent
 
@@ -100,18 +101,7 @@ class ClassificationTask:
 
     def _outputs(self, runner: Runner, batch: Sequence[Array]) -> Array:
         """`f64[N, K]` for N images."""
-        try:
-            found = self._call(runner, np.concatenate(batch))
-            if len(found) == len(batch):
-                return found
-        except EngineError:
-            if len(batch) == 1:
-                raise
-        # Some exporters name a dynamic batch and write a fixed one into a Reshape.
-        rows = np.concatenate([self._call(runner, image) for image in batch])
-        if len(rows) != len(batch):
-            raise ModelError(f"{len(rows)} rows of outputs for {len(batch)} images", rule="an image has one answer")
-        return rows
+        return row_by_row(lambda images: self._call(runner, images), batch)
 
     def _call(self, runner: Runner, images: Array) -> Array:
         (info,) = self.inputs
@@ -155,9 +145,9 @@ class _Tally:
     def add(self, outputs: Array, labels: Array, reference: Array | None) -> None:
         self.classes = outputs.shape[1]
         if self.probabilities is None:
-            self.probabilities = _are_probabilities(outputs if reference is None else reference)
-        self.places += _places(outputs, labels)
-        self.losses += _losses(outputs, labels, probabilities=self.probabilities)
+            self.probabilities = are_probabilities(outputs if reference is None else reference)
+        self.places += places_of(labels, outputs)
+        self.losses += losses_of(labels, outputs, probabilities=self.probabilities)
         if reference is not None:
             self.agrees += list(outputs.argmax(1) == reference.argmax(1))
 
@@ -182,26 +172,3 @@ def _single(runs: Sequence[Feeds], path: Path) -> Feeds:
 def _score(name: str, cases: Array, *, better: bool = True) -> Score:
     values = tuple(float(v) for v in cases)
     return Score(name=name, value=float(np.mean(values)), higher_is_better=better, cases=values)
-
-
-def _places(outputs: Array, labels: Array) -> list[int]:
-    """How many classes come before an image's own; all of them where an output is not a number."""
-    own = np.take_along_axis(outputs, labels[:, None], axis=1)
-    before = (outputs > own) | ((outputs == own) & (np.arange(outputs.shape[1]) < labels[:, None]))
-    places = np.where(np.isnan(outputs).any(1), outputs.shape[1], before.sum(1))
-    return [int(place) for place in places]
-
-
-def _losses(outputs: Array, labels: Array, *, probabilities: bool) -> list[float]:
-    """-log p of each image's class [nat]."""
-    if not probabilities:
-        with np.errstate(all="ignore"):
-            shifted = np.exp(outputs - outputs.max(1, keepdims=True))
-            outputs = shifted / shifted.sum(1, keepdims=True)
-    own = np.take_along_axis(outputs, labels[:, None], axis=1)[:, 0]
-    return [float(loss) for loss in -np.log(np.clip(np.nan_to_num(own), 1e-7, 1.0))]
-
-
-def _are_probabilities(outputs: Array) -> bool:
-    """Whether rows are distributions; half precision shifts their sum a little."""
-    return bool(outputs.min() >= 0 and (np.abs(outputs.sum(1) - 1) < 0.01).all())
