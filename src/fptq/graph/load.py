@@ -21,7 +21,7 @@ from fptq.graph.check import check_whole
 from fptq.graph.model import Model
 from fptq.graph.opset import quiet
 from fptq.graph.pretrained import is_pretrained, load_pretrained, missing
-from fptq.graph.rest import put_to_rest
+from fptq.graph.rest import put_to_rest, settle
 from fptq.graph.sample import example_feeds, random_feeds
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def load(
     """
     made = _loaded(source, example, others, options or LoadOptions())
     put_to_rest(made.graph_model)  # what folding has made
+    settle(made)
     return made
 
 

@@ -15,6 +15,7 @@ from fptq.graph.axes import NONE, Axes, Shapes, parse_axes, varying_axes
 from fptq.graph.canonical import Canonical, canonicalize
 from fptq.graph.from_torch import Exported
 from fptq.graph.model import Model
+from fptq.graph.rest import let_go, put_to_rest
 from fptq.graph.sample import example_feeds
 from fptq.graph.torch_call import TorchCall, take_apart, tensor_leaves, to_numpy
 
@@ -114,6 +115,8 @@ def _finish(subject: _Subject, exported: Exported) -> _Loaded:
     """The canonical graph, the parity gate, and the model."""
     kind = type(subject.module)
     made = canonicalize(exported.graph_model)
+    put_to_rest(made.graph_model)
+    let_go(exported.graph_model)  # onnxscript's rules remember the graph that they matched last
     _check(subject, made, exported)
     outputs = [str(value.name) for value in made.graph_model.graph.outputs]
     model = Model(
