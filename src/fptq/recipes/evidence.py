@@ -146,9 +146,9 @@ def _calibration(prepared: Prepared) -> records.Calibration:
 
 def _compile(problem: Problem, prepared: Prepared, folder: Path) -> dict[str, _Contender]:
     float_path, quantized_path = folder / "float.onnx", folder / "quantized.onnx"
+    settle(problem.model)
     save(problem.model, float_path, limit=LARGE)
     save(prepared.model, quantized_path, limit=LARGE)
-    settle(problem.model)
     forms = {_FLOAT: (float_path, "f32"), _DEFAULT: (float_path, "default"), _QUANTIZED: (quantized_path, "default")}
     contenders: dict[str, _Contender] = {}
     for name, (path, float_precision) in forms.items():
