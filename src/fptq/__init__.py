@@ -27,7 +27,9 @@ from fptq.errors import (
 
 if TYPE_CHECKING:
     from fptq.config import Recipe, load_recipe
+    from fptq.feeds.lengths import bucket_by_length
     from fptq.feeds.record import record
+    from fptq.graph.pretrained import load_pretrained
     from fptq.recipes.quantize import quantize
     from fptq.recipes.result import Result
     from fptq.recipes.sensitivity import sensitivity
@@ -55,7 +57,9 @@ __all__ = [
     "Result",
     "__version__",
     "bench",
+    "bucket_by_length",
     "inspect",
+    "load_pretrained",
     "load_recipe",
     "quantize",
     "record",
@@ -65,6 +69,8 @@ __all__ = [
 _HOMES = {
     "Recipe": "fptq.config",
     "load_recipe": "fptq.config",
+    "bucket_by_length": "fptq.feeds.lengths",
+    "load_pretrained": "fptq.graph.pretrained",
     "record": "fptq.feeds.record",
     "Result": "fptq.recipes.result",
     "bench": "fptq.recipes.survey",

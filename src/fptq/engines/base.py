@@ -57,10 +57,17 @@ class Session(Protocol):
 
 
 class Engine(Protocol):
-    """An inference engine."""
+    """An inference engine.
+
+    Attributes:
+        name: What it is called.
+        extra: The extra that installs it.
+        computes_in_f32: Whether its own choice of float is f32, on every processor.
+    """
 
     name: str
     extra: str
+    computes_in_f32: bool
 
     def version(self) -> str | None:
         """The installed version, or None when it is not installed."""

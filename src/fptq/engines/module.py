@@ -9,13 +9,15 @@ import torch
 
 from fptq.errors import ConfigError
 from fptq.graph.signature import ModuleSignature
-from fptq.types import Runner
+from fptq.graph.torch_call import widened
+from fptq.types import Array, Runner
 
 
 class EngineModule(torch.nn.Module):
     """Called like the original module, computed by an engine, and returning the original's output type.
 
-    Gradients do not flow through it. Tensors go to the CPU for the run and come back to the caller's device.
+    Gradients do not flow through it. Tensors go to the CPU for the run and come back to the caller's device, in the
+    dtypes that the original returned.
 
     Args:
         runner: The compiled session.
@@ -36,7 +38,13 @@ class EngineModule(torch.nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original module's result, computed by the engine."""
         tensors = self._signature.feeds(args, kwargs)
-        feeds = {name: torch.as_tensor(tensor).detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+        feeds = {name: _array(torch.as_tensor(tensor)) for name, tensor in tensors.items()}
         outputs: Mapping[str, Any] = self._runner(feeds)
         device = next((t.device for t in tensors.values() if isinstance(t, torch.Tensor)), torch.device("cpu"))
-        return self._signature.result({name: torch.from_numpy(array).to(device) for name, array in outputs.items()})
+        dtypes = self._signature.dtypes
+        results = {name: torch.from_numpy(array) for name, array in outputs.items()}
+        return self._signature.result({name: t.to(device, dtypes.get(name, t.dtype)) for name, t in results.items()})
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    return widened(tensor.detach().cpu()).contiguous().numpy()

@@ -24,6 +24,7 @@ class OpenVINO:
 
     name = "openvino"
     extra = "openvino"
+    computes_in_f32 = False
 
     def version(self) -> str | None:
         """The installed version, without importing the package."""

@@ -3,6 +3,7 @@
 from fptq.feeds.callables import load_callable
 from fptq.feeds.folders import class_folders, find_samples, images_in
 from fptq.feeds.images import Image, ImageSpec, image_array, read_image
+from fptq.feeds.lengths import bucket_by_length
 from fptq.feeds.optional import optional
 from fptq.feeds.part import Part
 from fptq.feeds.preprocess import InvertiblePreprocess, Preprocess, PreprocessSpec
@@ -20,6 +21,7 @@ __all__ = [
     "Recording",
     "Samples",
     "Scan",
+    "bucket_by_length",
     "class_folders",
     "find_files",
     "find_samples",

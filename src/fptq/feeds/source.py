@@ -20,8 +20,10 @@ from fptq.feeds.callables import load_callable, names_callable
 from fptq.feeds.conform import Inputs, as_array, conform
 from fptq.feeds.folders import find_samples, spread_samples
 from fptq.feeds.images import Image, image_array, read_image
+from fptq.feeds.lengths import has_padding_mask, unpadded
 from fptq.feeds.preprocess import Preprocess, preprocessed
 from fptq.feeds.scans import IMAGES, NIFTI, Scan, read_arrays, read_scan, suffix
+from fptq.graph.signature import ModuleSignature
 from fptq.types import Array, Feeds
 
 
@@ -30,10 +32,11 @@ def open_feeds(
     inputs: Inputs,
     *,
     preprocess: Preprocess | None = None,
+    signature: ModuleSignature | None = None,
     limit: int | None = None,
     spread: int | None = None,
 ) -> Samples:
-    """Samples by input name, read when they are needed, one in memory at a time.
+    """Samples by input name, read when they are needed, one in memory at a time, without padding.
 
     Args:
         source: A folder, glob pattern or file of `.npz` (arrays named as the inputs), `.npy`, `.nii`, `.nii.gz` or
@@ -44,6 +47,8 @@ def open_feeds(
         preprocess: Applied to each scan, and to each sample of other kinds that is one array. Scans larger than a
             network of fixed size are cut to one patch around their brightest region. Without a preprocess images are
             prepared as for ImageNet.
+        signature: How the module was called: keyword arguments and recorded calls are bound to it, and what is no
+            tensor must have the value that it was exported with.
         limit: Most runs to yield.
         spread: Seed of an order of images in class folders whose beginning sees many classes; None: class by class.
 
@@ -54,7 +59,7 @@ def open_feeds(
     if limit is not None and limit < 1:
         raise DataError(f"limit={limit}", rule="at least one sample is needed")
     items = open_items(source, spread=spread, limit=limit)
-    samples = Samples(_Prepared(items, inputs, preprocess), inputs, limit=limit)
+    samples = Samples(_Prepared(items, inputs, preprocess, signature), inputs, limit=limit)
     if isinstance(items, IterableItems) and isinstance(items.iterable, Iterator):
         return _spooled(samples, inputs)
     return samples
@@ -139,12 +144,15 @@ class Samples:
 
     def _runs(self) -> Generator[Feeds, None, None]:
         for name, sample in self._items:
-            yield from conform(sample, self._inputs, name=name)
+            for run in conform(sample, self._inputs, name=name):
+                yield from unpadded(run, self._inputs)
 
     def _counted(self) -> int:
         try:
             known = len(self._items)
         except TypeError:  # an IterableDataset's loader has no length
+            return sum(1 for _ in self)
+        if has_padding_mask(self._inputs):
             return sum(1 for _ in self)
         first = next(iter(self._items), None)
         if known and first is not None and len(conform(first[1], self._inputs, name=first[0])) == 1:
@@ -186,6 +194,7 @@ class _Prepared:
     items: Items
     inputs: Inputs
     preprocess: Preprocess | None
+    signature: ModuleSignature | None
 
     def __iter__(self) -> Iterator[tuple[str, object]]:
         return ((name, self._fitted(name, sample)) for name, sample in self.items)
@@ -195,7 +204,24 @@ class _Prepared:
 
     def _fitted(self, name: str, sample: object) -> object:
         value = prepared(sample, self.inputs, preprocess=self.preprocess, name=name)
-        return _patch(np.asarray(value), self.inputs) if isinstance(sample, Scan) else value
+        if isinstance(sample, Scan):
+            return _patch(np.asarray(value), self.inputs)
+        return value if self.signature is None else _bound(value, self.signature, name)
+
+
+def _bound(sample: object, signature: ModuleSignature, name: str) -> object:
+    """A call of a module as tensors by input name; samples that are no calls as they are."""
+    match sample:
+        case Mapping():
+            args, kwargs = (), sample
+        case (tuple() as args, Mapping() as kwargs):
+            pass
+        case _:
+            return sample
+    try:
+        return signature.feeds(args, kwargs)
+    except DataError as error:
+        raise DataError(f"{name}: {error.what}", rule=error.rule, remedy=error.remedy) from error
 
 
 def _read(path: Path) -> object:

@@ -16,6 +16,7 @@ from fptq.errors import ModelError
 from fptq.graph.axes import NONE, Axes, rename_symbols
 from fptq.graph.opset import OPSET, quiet
 from fptq.graph.origin import SCOPES_KEY
+from fptq.graph.rest import put_to_rest
 from fptq.graph.torch_call import TorchCall, tensor_leaves, to_numpy
 from fptq.types import Array
 
@@ -138,9 +139,10 @@ def export_program(program: torch.export.ExportedProgram, call: TorchCall, axes:
         listed = ", ".join(str(value.name) for value in model.graph.inputs)
         raise ModelError(f"the exported graph takes {listed}", rule=f"the example has {', '.join(call.tensors)}")
     _restore_names(model, tuple(call.tensors), axes)
+    put_to_rest(model)
     for value in model.graph.initializers.values():
         # The exporter's tensors share memory with the module: training it further would change this graph.
-        if value.const_value is not None:
+        if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.Tensor(value.const_value.numpy().copy(), dtype=value.dtype, name=value.name)
     return Exported(graph_model=model, program=made.exported_program)
 

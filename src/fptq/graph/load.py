@@ -20,7 +20,8 @@ from fptq.graph.canonical import Canonical, canonicalize
 from fptq.graph.check import check_whole
 from fptq.graph.model import Model
 from fptq.graph.opset import quiet
-from fptq.graph.rest import put_to_rest
+from fptq.graph.pretrained import is_pretrained, load_pretrained, missing
+from fptq.graph.rest import put_to_rest, settle
 from fptq.graph.sample import example_feeds, random_feeds
 
 if TYPE_CHECKING:
@@ -59,8 +60,9 @@ def load(
     """Load a network and bring it into canonical form; check that it still computes the same.
 
     Args:
-        source: The path of an ONNX file (or, trusted, of a `.pt2` program), an `onnx.ModelProto`, an
-            `onnx_ir.Model`, an `nn.Module`, or "package.module:function" for a function that returns one of these.
+        source: The path of an ONNX file (or, trusted, of a `.pt2` program), the folder of a Hugging Face checkpoint,
+            an `onnx.ModelProto`, an `onnx_ir.Model`, an `nn.Module`, or "package.module:function" for a function that
+            returns one of these.
         example: One sample: a tensor or array, a tuple or mapping of them, or a recorded call `(args, kwargs)`.
             A module needs it; a file is checked with random inputs without it.
         others: More samples, of which only the shapes matter: axes that differ become dynamic.
@@ -74,6 +76,7 @@ def load(
     """
     made = _loaded(source, example, others, options or LoadOptions())
     put_to_rest(made.graph_model)  # what folding has made
+    settle(made)
     return made
 
 
@@ -81,6 +84,8 @@ def _loaded(source: object, example: object, others: Sequence[object], options: 
     if isinstance(source, str) and _FUNCTION.fullmatch(source) and not Path(source).exists():
         made = _loaded(_call(source), example, others, options)
         return replace(made, source=source)
+    if isinstance(source, str | Path) and is_pretrained(source):
+        return _load_module(load_pretrained(source), example, others, options)
     if isinstance(source, str | Path):
         return _load_path(Path(source), example, options)
     if isinstance(source, ir.Model):
@@ -98,9 +103,13 @@ def _loaded(source: object, example: object, others: Sequence[object], options: 
 
 def _load_path(path: Path, example: object, options: LoadOptions) -> Model:
     if not path.exists():
-        raise ModelError(f"{path} does not exist", remedy="Check the path")
+        raise missing(path)
     if path.is_dir():
-        raise ModelError(f"{path} is a folder", rule="a network is one file", remedy="Name the .onnx file in it")
+        raise ModelError(
+            f"{path} is a folder",
+            rule="a network is one file, or a folder with config.json and weights",
+            remedy="Name the .onnx file in it",
+        )
     if path.suffix == ".pt2":
         return _load_program(path, example, options)
     if path.suffix in _CHECKPOINTS:

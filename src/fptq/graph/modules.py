@@ -15,6 +15,7 @@ from fptq.graph.axes import NONE, Axes, Shapes, parse_axes, varying_axes
 from fptq.graph.canonical import Canonical, canonicalize
 from fptq.graph.from_torch import Exported
 from fptq.graph.model import Model
+from fptq.graph.rest import let_go, put_to_rest
 from fptq.graph.sample import example_feeds
 from fptq.graph.torch_call import TorchCall, take_apart, tensor_leaves, to_numpy
 
@@ -35,7 +36,7 @@ def load_module(module: nn.Module, example: object, *, others: Sequence[object],
     """
     subject = _run(module, take_apart(module, example))
     if dynamic == "auto":
-        return _load_auto(subject, [take_apart(module, other) for other in others])
+        return _load_auto(subject, others)
     if dynamic == "none":
         return _export(subject, NONE, torch.export.Dim.AUTO).model
     return _export(subject, _checked(parse_axes(dynamic), subject.call), torch.export.Dim.DYNAMIC).model
@@ -84,16 +85,19 @@ class _Loaded:
     exported: Exported
 
 
-def _load_auto(subject: _Subject, others: Sequence[TorchCall]) -> Model:
-    shapes = subject.call.shapes
-    axes = varying_axes([shapes, *(call.shapes for call in others)])
+def _load_auto(subject: _Subject, others: Sequence[object]) -> Model:
+    shapes, seen, other = subject.call.shapes, [subject.call.shapes], None
+    for sample in others:  # one at a time: taking a call apart may copy its tensors
+        call = take_apart(subject.module, sample)
+        seen.append(call.shapes)
+        other = call if other is None and call.shapes != shapes else other
+    axes = varying_axes(seen)
     problem = "no input has a batch axis" if not axes else ""
     if axes:
         try:
             loaded = _export(subject, axes, torch.export.Dim.AUTO)
             problem = _wrongly_fixed(loaded.model, shapes)
             if not problem:
-                other = next((call for call in others if call.shapes != shapes), None)
                 if other is not None:
                     _check(_run(subject.module, other), loaded.made, loaded.exported)
                 return replace(loaded.model, notes=(*loaded.model.notes, *_fixed_notes(loaded.model, axes)))
@@ -111,6 +115,8 @@ def _finish(subject: _Subject, exported: Exported) -> _Loaded:
     """The canonical graph, the parity gate, and the model."""
     kind = type(subject.module)
     made = canonicalize(exported.graph_model)
+    put_to_rest(made.graph_model)
+    let_go(exported.graph_model)  # onnxscript's rules remember the graph that they matched last
     _check(subject, made, exported)
     outputs = [str(value.name) for value in made.graph_model.graph.outputs]
     model = Model(

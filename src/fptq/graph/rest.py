@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import shutil
@@ -60,11 +61,22 @@ def give_back_memory() -> None:
         return
 
 
-def let_go(model: Model) -> None:
+def settle(model: Model) -> None:
+    """Between two steps with a large network: unmap its weights, and give back what the last step has used."""
+    values = model.graph.initializers.values()
+    if sum(value.const_value.nbytes for value in values if value.const_value is not None) >= LARGE:
+        let_go(model)
+        give_back_memory()
+
+
+def let_go(model: Model | ir.Model) -> None:
     """Unmap the weights that nobody holds an array of; the next reader maps them again."""
     for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            try:
-                value.const_value.release()
-            except BufferError:  # an array of it is still in use
-                continue
+        unmap(value)
+
+
+def unmap(value: ir.Value) -> None:
+    """Unmap one stored tensor, if it rests in a file and nobody holds an array of it."""
+    if isinstance(value.const_value, ir.ExternalTensor):
+        with contextlib.suppress(BufferError):  # an array of it is still in use
+            value.const_value.release()

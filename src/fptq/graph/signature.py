@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from fptq.errors import DataError
@@ -27,12 +28,15 @@ class ModuleSignature:
             graph input, or a `Constant`.
         outputs: The same for the parts of the result.
         out_spec: The result's structure (`torch.utils._pytree.TreeSpec`).
+        dtypes: The `torch.dtype` of each graph output as the module returned it: half precision is widened in the
+            graph, and a pipeline may count on it.
     """
 
     call: inspect.Signature
     arguments: Mapping[str, tuple[str | Constant, ...]]
     outputs: tuple[str | Constant, ...]
     out_spec: Any
+    dtypes: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def feeds(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """The graph's inputs from a call's arguments.
@@ -48,18 +52,30 @@ class ModuleSignature:
             DataError: The call has other arguments than the exported one, or another value where that was frozen.
         """
         bound = bind(self.call, args, kwargs)
-        extra = [name for name, value in bound.items() if name not in self.arguments and value is not None]
-        missing = [name for name in self.arguments if name not in bound]
-        if extra or missing:
-            raise DataError(
-                f"the model was called with {', '.join(bound) or 'nothing'}",
-                rule=f"it was exported with {', '.join(self.arguments)}",
-                remedy="Call it as it was called for the export",
-            )
+        for name, value in bound.items():
+            if name not in self.arguments and value is not None and not _same(value, self._default(name)):
+                raise DataError(
+                    f"argument {name} is {_shown(value)}",
+                    rule=f"the model was exported without it, with {', '.join(self.arguments)}",
+                    remedy="Leave it out, or export the model again with the value you need",
+                )
         found: dict[str, Any] = {}
         for argument, parts in self.arguments.items():
-            found.update(_tensors(argument, bound[argument], parts))
+            value = bound.get(argument, self._default(argument))
+            a_tensor = any(isinstance(part, str) for part in parts)
+            if value is inspect.Parameter.empty or (a_tensor and argument not in bound):
+                raise DataError(
+                    f"argument {argument} is missing (given: {', '.join(bound) or 'nothing'})",
+                    rule=f"the model was exported with {', '.join(self.arguments)}",
+                    remedy="Call it as it was called for the export",
+                )
+            found.update(_tensors(argument, value, parts))
         return found
+
+    def _default(self, argument: str) -> object:
+        """What the module takes when an argument is left out; `Parameter.empty` when that is not known."""
+        parameter = self.call.parameters.get(argument)
+        return inspect.Parameter.empty if parameter is None else parameter.default
 
     def result(self, outputs: Mapping[str, Any]) -> Any:
         """What the module would return, from the graph's outputs by name."""
@@ -101,12 +117,23 @@ def _tensors(argument: str, value: object, parts: tuple[str | Constant, ...]) ->
         )
     found: dict[str, Any] = {}
     for leaf, part in zip(leaves, parts, strict=True):
-        if isinstance(part, str):
+        if isinstance(part, str) and hasattr(leaf, "__array__"):
             found[part] = leaf
-        elif leaf != part.value:
+        elif isinstance(part, str) or not _same(leaf, part.value):
             raise DataError(
-                f"argument {argument} is {leaf!r}",
-                rule=f"the model was exported with {part.value!r}",
+                f"argument {argument} is {_shown(leaf)}",
+                rule=f"the model was exported with {'a tensor' if isinstance(part, str) else repr(part.value)} there",
                 remedy="Export it again with the value you need",
             )
     return found
+
+
+def _same(value: object, recorded: object) -> bool:
+    """Whether a value that is no tensor is the recorded one."""
+    return not hasattr(value, "__array__") and bool(value == recorded)
+
+
+def _shown(value: object) -> str:
+    """A value in one line; of a tensor its shape."""
+    shape = getattr(value, "shape", None)
+    return repr(value) if shape is None else f"a tensor {list(shape)}"

@@ -68,7 +68,8 @@ class TorchCall:
             raise ModelError(f"the module returns {len(tensors)} tensors and its graph {len(names)}")
         rest = iter(names)
         parts = tuple(next(rest) if isinstance(leaf, torch.Tensor) else Constant(value=leaf) for leaf in leaves)
-        return ModuleSignature(call=self.call, arguments=self.arguments, outputs=parts, out_spec=spec)
+        dtypes = {name: tensor.dtype for name, tensor in zip(names, tensors, strict=True)}
+        return ModuleSignature(call=self.call, arguments=self.arguments, outputs=parts, out_spec=spec, dtypes=dtypes)
 
 
 def take_apart(module: nn.Module, example: object) -> TorchCall:
@@ -106,6 +107,11 @@ def take_apart(module: nn.Module, example: object) -> TorchCall:
 def tensor_leaves(result: object) -> tuple[torch.Tensor, ...]:
     """The tensors in a result of any structure, in order."""
     return tuple(leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor))
+
+
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor as graphs take it: half precision becomes float32, as it does in the graph."""
+    return tensor.float() if tensor.dtype in {torch.float16, torch.bfloat16} else tensor
 
 
 def to_numpy(tensor: torch.Tensor) -> Array:

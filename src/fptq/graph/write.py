@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from fptq.errors import ModelError, OutputError
 from fptq.graph.model import Model
+from fptq.graph.rest import LARGE, let_go
 
 LIMIT = 1_800_000_000
 """Stored bytes above which weights go beside the file: protobuf stops at 2 GiB, and the graph needs room too."""
@@ -84,7 +85,7 @@ def to_bytes(model: Model | ir.Model) -> bytes:
 
 
 @contextmanager
-def loadable(model: Model | ir.Model, *, limit: int = LIMIT) -> Iterator[bytes | str]:
+def loadable(model: Model | ir.Model, *, limit: int = LARGE) -> Iterator[bytes | str]:
     """What `onnxruntime.InferenceSession` takes: bytes, or the path of a temporary file for large models.
 
         with loadable(model) as content:
@@ -92,7 +93,7 @@ def loadable(model: Model | ir.Model, *, limit: int = LIMIT) -> Iterator[bytes |
 
     Args:
         model: The model.
-        limit: Stored bytes above which a file is written.
+        limit: Stored bytes above which a file is written: bytes would hold the weights twice beside the engine's own.
 
     Yields:
         The content or the path; the file is gone after the block, the session keeps what it mapped.
@@ -116,6 +117,7 @@ def _write(model: ir.Model, path: Path, *, limit: int) -> list[Path]:
         return [path]
     data = path.with_name(f"{path.name}.{_fingerprint(model)}.data")
     ir.save(model, path, external_data=data.name, size_threshold_bytes=_INLINE)
+    let_go(model)  # whoever reads the file has weights of its own
     return [path, data]
 
 

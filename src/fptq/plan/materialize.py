@@ -12,6 +12,7 @@ import onnx_ir as ir
 from fptq.errors import ModelError
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
+from fptq.graph.rest import unmap
 from fptq.numerics import PerBlock, PerChannel, PerTensor, QuantizerSpec, UniformParams, quantize
 from fptq.plan.encoding import Encoding
 from fptq.types import Array
@@ -106,6 +107,7 @@ def _weight(graph: ir.Graph, group: Group, weight: ir.Value) -> ir.Value:
     """Integer codes in the file, dequantized by the engine."""
     assert weight.const_value is not None
     codes = quantize(weight.const_value.numpy(), group.spec, group.params) if group.codes is None else group.codes
+    unmap(weight)
     if group.spec.bits < 8:
         group, codes = _counted_from_zero(group, codes)
     stored = _constant(graph, f"{group.stem}_quantized", codes.astype(container_dtype(group.spec)))

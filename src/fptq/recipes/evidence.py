@@ -10,6 +10,7 @@ from pathlib import Path
 from fptq.engines import CompileOptions, NodeRun, Session
 from fptq.engines.benchmark import Timing, interleaved
 from fptq.engines.footprint import Footprint, footprint
+from fptq.graph.rest import LARGE, settle
 from fptq.graph.write import file_bytes, save
 from fptq.recipes.describe import environment_record, gate_record, model_record, node_records, refusal_records
 from fptq.recipes.findings import repair_record, search_record, sensitivity_record, tried_records
@@ -145,11 +146,15 @@ def _calibration(prepared: Prepared) -> records.Calibration:
 
 def _compile(problem: Problem, prepared: Prepared, folder: Path) -> dict[str, _Contender]:
     float_path, quantized_path = folder / "float.onnx", folder / "quantized.onnx"
-    save(problem.model, float_path)
-    save(prepared.model, quantized_path)
+    settle(problem.model)
+    save(problem.model, float_path, limit=LARGE)
+    save(prepared.model, quantized_path, limit=LARGE)
     forms = {_FLOAT: (float_path, "f32"), _DEFAULT: (float_path, "default"), _QUANTIZED: (quantized_path, "default")}
-    contenders = {}
+    contenders: dict[str, _Contender] = {}
     for name, (path, float_precision) in forms.items():
+        if name == _DEFAULT and prepared.engine.computes_in_f32:
+            contenders[name] = contenders[_FLOAT]  # the same session: a second one holds the weights once more
+            continue
         options = CompileOptions(threads=problem.threads, float_precision=float_precision)
         contenders[name] = _Contender(path=path, options=options, session=prepared.engine.compile(path, options))
     return contenders

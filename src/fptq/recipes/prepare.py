@@ -17,6 +17,7 @@ from fptq.engines import ENGINES, Engine
 from fptq.errors import ConfigError
 from fptq.graph.model import Model
 from fptq.graph.parity import check_parity, graph_reference
+from fptq.graph.rest import settle
 from fptq.plan import PROFILES, Policy, materialize, packed, packs
 from fptq.plan.encoding import Encoding, plan_from_json, plan_to_json
 from fptq.plan.plan import Plan
@@ -224,4 +225,5 @@ def rewritten(problem: Problem, names: Iterable[str]) -> Model:
             reference = graph_reference(model.graph_model, sample, name=f"the network before {name}")
             check_parity(rewritten.graph_model, sample, reference)
         model = rewritten
+    settle(model)
     return model

@@ -7,6 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from fptq.feeds.scans import Scan
 from fptq.feeds.source import open_items
 from fptq.graph.load import LoadOptions, Trust, load
 from fptq.graph.model import Model, TensorInfo
+from fptq.graph.pretrained import is_pretrained, load_pretrained
 from fptq.recipes.proteins import as_runs, as_samples, protein_task
 from fptq.tasks import ClassificationTask, MetricTask, SegmentationTask, Task, VolumeInput, open_cases, open_labelled
 from fptq.types import Feeds, FeedSource, Runner
@@ -32,6 +34,8 @@ _SCORED_ON: Mapping[str, tuple[str, str]] = {
     "proteins": ("sequences", "Give --val a FASTA file"),
 }
 """Tasks that need validation data: what, and what to do without."""
+_SPREAD = 32
+"""Samples of a sequence that are looked at for sizes that differ: sequences are often sorted by length."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,18 +81,21 @@ def open_problem(
     preprocess = preprocess_of(recipe)
     if isinstance(network, str) and names_callable(network) and not Path(network).exists():
         network = load_callable(network)()
+    if isinstance(network, str | Path) and is_pretrained(network):
+        network = load_pretrained(network)
     calibration, examples = _peek(network, as_samples(calibration, recipe), seed=recipe.seed)
     options = LoadOptions(dynamic=recipe.dynamic, trust=Trust.SOURCE if recipe.trust else Trust.NOTHING)
     raw = [_as_example(sample, network, preprocess) for sample in examples]
     model = load(network, example=raw[0] if raw else None, others=raw[1:], options=options)
-    source = as_runs(calibration, model, recipe)
-    samples = open_feeds(source, model.inputs, preprocess=preprocess, limit=recipe.samples, spread=recipe.seed)
+    opened = partial(
+        open_feeds, inputs=model.inputs, preprocess=preprocess, signature=model.signature, spread=recipe.seed
+    )
+    samples = opened(as_runs(calibration, model, recipe), limit=recipe.samples)
     store = Cache(recipe.cache) if recipe.cache else Cache()
     warnings: list[str] = []
     if validation is not None:
-        held = open_feeds(validation, model.inputs, preprocess=preprocess, limit=_HELD_OUT, spread=recipe.seed)
         part: FeedSource = samples
-        held_out = tuple(held)
+        held_out = tuple(opened(validation, limit=_HELD_OUT))
     else:
         part, held_out = _split(samples, warnings)
     return Problem(
@@ -230,6 +237,9 @@ def _peek(network: object, calibration: object, *, seed: int) -> tuple[object, S
     if isinstance(calibration, Iterator):
         first = list(itertools.islice(calibration, _PEEKED))
         return itertools.chain(first, calibration), first
+    if isinstance(calibration, Sequence):
+        places = np.linspace(0, len(calibration) - 1, min(_SPREAD, len(calibration))).astype(int)
+        return calibration, [calibration[int(place)] for place in places]
     assert isinstance(calibration, Iterable)
     return calibration, list(itertools.islice(calibration, _PEEKED))
 

@@ -15,6 +15,7 @@ from fptq.engines import CompileOptions, Session
 from fptq.engines.cpu import detect
 from fptq.errors import OutputError
 from fptq.graph.model import Model
+from fptq.graph.rest import LARGE
 from fptq.graph.write import file_bytes, remove_stale, save
 from fptq.plan import Encoding, save_encoding
 from fptq.recipes.prepare import Prepared, plan_document
@@ -65,7 +66,7 @@ class Result:
         """The network compiled on its engine: a callable from arrays by name to arrays by name."""
         with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
             path = Path(folder) / MODEL_FILE
-            save(self.model, path)
+            save(self.model, path, limit=LARGE)
             options = CompileOptions(threads=self.problem.threads, float_precision=float_precision)
             return self.prepared.engine.compile(path, options)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from fptq.calibrate import Statistics
 from fptq.engines import CompileOptions, Engine, Session
 from fptq.graph.model import Model
+from fptq.graph.rest import LARGE, settle
 from fptq.graph.write import save
 from fptq.plan import Encoding, materialize
 from fptq.recipes.problem import Problem
@@ -71,7 +72,8 @@ class Trials:
     def _session(self, model: Model, name: str) -> Session:
         """A session; the file of an older one of that name is replaced, which is over by then."""
         path = self.folder / f"{name}.onnx"
-        save(model, path)
+        save(model, path, limit=LARGE)
+        settle(self.problem.model)  # graphs and sessions of earlier trials wait for the collector
         return self.engine.compile(path, CompileOptions(threads=self.problem.threads))
 
 

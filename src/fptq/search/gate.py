@@ -18,6 +18,7 @@ from fptq.engines import CompileOptions, Engine, NodeRun, Session
 from fptq.engines.benchmark import interleaved
 from fptq.errors import EngineError, ModelError
 from fptq.graph.model import Model
+from fptq.graph.rest import LARGE
 from fptq.graph.write import save
 from fptq.plan.materialize import materialize
 from fptq.plan.plan import Refusal
@@ -250,7 +251,7 @@ class Gate:
 
     def _write(self, model: Model) -> Path:
         path = self.folder / f"gate_{next(iter(self._serial))}.onnx"
-        save(model, path)
+        save(model, path, limit=LARGE)
         return path
 
 
