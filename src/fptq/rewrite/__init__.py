@@ -10,6 +10,7 @@ from fptq.graph.model import Model
 from fptq.rewrite.bias import corrected_biases, input_means, measured_biases, shifted_biases
 from fptq.rewrite.branches import branches_levelled
 from fptq.rewrite.equalize import equalized
+from fptq.rewrite.piecewise import ProductInput, TwoRegions, branched, product_inputs
 from fptq.rewrite.smooth import smoothed
 from fptq.rewrite.space_to_depth import space_to_depth_stem
 
@@ -20,12 +21,16 @@ PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
 
 __all__ = [
     "PASSES",
+    "ProductInput",
+    "TwoRegions",
+    "branched",
     "branches_levelled",
     "corrected_biases",
     "equalized",
     "input_means",
     "matmul_add_to_gemm",
     "measured_biases",
+    "product_inputs",
     "shifted_biases",
     "smoothed",
     "space_to_depth_stem",
