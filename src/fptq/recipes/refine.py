@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 
 from fptq.calibrate import Statistics, collect, needed, solve
@@ -22,8 +23,15 @@ from fptq.plan.encoding import Encoding
 from fptq.plan.plan import Plan
 from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
 from fptq.recipes.problem import Problem
-from fptq.rewrite import branches_levelled, corrected_biases, equalized, measured_biases, smoothed
-from fptq.types import FeedSource, Progress, silent
+from fptq.rewrite import (
+    branches_levelled,
+    corrected_biases,
+    equalized,
+    logarithmically_smoothed,
+    measured_biases,
+    smoothed,
+)
+from fptq.types import Feeds, FeedSource, Progress, silent
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,6 +39,9 @@ MARGIN = 0.05
 """What a trial must gain to be kept [dB]: less is noise of the held-out samples."""
 _TRIED_ON, _MEANS = 16, 8
 """Calibration samples for the trial of a rewritten network, and for the means of its channels."""
+
+Smoothing = Callable[[Model, Iterable[Feeds]], Model | None]
+"""A rewrite that measures activations on a few samples; None where it has nothing to do."""
 
 Score = Callable[[Model, Encoding], float]
 """Output SQNR of an encoding on the engine, on held-out samples [dB]."""
@@ -80,13 +91,15 @@ class Effort:
 
     Attributes:
         judges: Held-out samples that judge, at most.
-        alphas: Exponents of the smoothing that are compared.
+        alphas: Exponents of levelled concatenations that are tried.
+        smoothings: Ways to smooth activations that are compared, by name.
         regions: Activations that are tried with two regions, at most.
         steps: What is tried on a plan, in order.
     """
 
     judges: int
     alphas: tuple[float, ...]
+    smoothings: Mapping[str, Smoothing] = field(default_factory=lambda: MappingProxyType({}))
     regions: int = 0
     steps: tuple[Callable[[Bench], None], ...]
 
@@ -261,13 +274,18 @@ def _try_equalization(bench: Bench) -> None:
 def _try_smoothing(bench: Bench) -> None:
     if not bench.best.encoding.plan.activations:  # nothing to make smoother
         return
-    bench.contest(entry for alpha in bench.effort.alphas for entry in _smoothed(bench, alpha))
+    bench.contest(_smoothed(bench))
 
 
-def _smoothed(bench: Bench, alpha: float) -> Iterator[tuple[str, Refined]]:
-    model = smoothed(bench.best.model, Part(bench.problem.calibration, _TRIED_ON), alpha=alpha)
-    if model is not None:
-        yield from bench.rewritten(f"smoothing, alpha {alpha:g}", model)
+def _smoothed(bench: Bench) -> Iterator[tuple[str, Refined]]:
+    for name, smoothing in bench.effort.smoothings.items():
+        model = smoothing(bench.best.model, Part(bench.problem.calibration, _TRIED_ON))
+        if model is not None:
+            yield from bench.rewritten(name, model)
+
+
+def _by_name(alphas: Iterable[float]) -> dict[str, Smoothing]:
+    return {f"smoothing, alpha {alpha:g}": partial(smoothed, alpha=alpha) for alpha in alphas}
 
 
 def _try_bias_correction(bench: Bench) -> None:
@@ -297,11 +315,19 @@ _CHEAP = (
     _try_bias_correction,
 )
 
+_ALPHAS = (0.25, 0.5, 0.75)
+
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {
         "fast": Effort(judges=0, alphas=(), steps=()),
-        "auto": Effort(judges=3, alphas=(0.5,), steps=_CHEAP),
-        "best": Effort(judges=8, alphas=(0.25, 0.5, 0.75), regions=8, steps=(*_CHEAP, _try_measured_biases)),
+        "auto": Effort(judges=3, alphas=(0.5,), smoothings=_by_name([0.5]), steps=_CHEAP),
+        "best": Effort(
+            judges=8,
+            alphas=_ALPHAS,
+            smoothings={**_by_name(_ALPHAS), "logarithmic smoothing": logarithmically_smoothed},
+            regions=8,
+            steps=(*_CHEAP, _try_measured_biases),
+        ),
     }
 )
 """How much is tried, by the recipe's name for it."""

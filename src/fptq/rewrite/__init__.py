@@ -11,7 +11,7 @@ from fptq.rewrite.bias import corrected_biases, input_means, measured_biases, sh
 from fptq.rewrite.branches import branches_levelled
 from fptq.rewrite.equalize import equalized
 from fptq.rewrite.piecewise import ProductInput, TwoRegions, branched, product_inputs
-from fptq.rewrite.smooth import smoothed
+from fptq.rewrite.smooth import logarithmically_smoothed, smoothed
 from fptq.rewrite.space_to_depth import space_to_depth_stem
 
 PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
@@ -28,6 +28,7 @@ __all__ = [
     "corrected_biases",
     "equalized",
     "input_means",
+    "logarithmically_smoothed",
     "matmul_add_to_gemm",
     "measured_biases",
     "product_inputs",
