@@ -21,6 +21,7 @@ from fptq.plan import PROFILES, Encoding, Placement, place
 from fptq.recipes.problem import Problem
 from fptq.recipes.refine import Refined, unrefined
 from fptq.recipes.two_regions import TAIL_SHARE, in_two_regions
+from fptq.rewrite.channels import channel_extremes
 
 BOTH = [pytest.param(name, marks=pytest.mark.engine(name)) for name in ("onnxruntime", "openvino")]
 WIDE = 64
@@ -92,6 +93,10 @@ def test_the_worst_is_cut_where_few_channels_reach_farthest(spiky, tmp_path) -> 
     channels = query.constant(found.model.graph.initializers["v3_tail_channels"])
     assert channels is not None
     assert channels.tolist() == [5, 40]
+    _, high = channel_extremes(spiky, {"v3": 2}, samples(8)[2:])["v3"]
+    end = query.constant(found.model.graph.initializers["v3_high"])
+    assert end is not None  # the others may reach half as far again on other samples
+    assert float(end) == pytest.approx(1.5 * np.delete(high, [5, 40]).max(), rel=0.01)
     assert found.encoding.model_sha256 == found.model.sha256
 
 

@@ -19,7 +19,6 @@ from fptq.calibrate.sketch import Sketch
 from fptq.calibrate.states import Kind
 from fptq.graph import query
 from fptq.numerics import (
-    PiecewiseParams,
     PiecewiseSpec,
     fake_quantize,
     fake_quantize_piecewise,
@@ -33,6 +32,13 @@ from fptq.types import Array, Progress, silent
 
 TAIL_SHARE = 0.1
 """Weights that all tails may read again, as a share of those of the quantized layers: the cost in time and in size."""
+_FEW, _HEADROOM = 1 / 8, 1.5
+"""Channels with a tail that are few, as a share, and how far beyond what calibration has seen the others may reach.
+
+A channel without a tail saturates beyond the breakpoint. Where most channels have one, the others are those that
+calibration happened to see little of: on 8 sequences of a protein language model that lost 3 dB of the output's SQNR on
+other sequences, while the activation's own rose by 19 dB.
+"""
 _LEAST_GAIN_DB, _NEGLIGIBLE_DB = 3.0, 0.5
 """Of the SQNR of the activation itself: what is worth a trial, and what is not worth more channels."""
 
@@ -123,27 +129,27 @@ def _quantized_weights(found: Refined) -> int:
 
 
 def _offers(one: _Worst, extremes: tuple[Array, Array], p: float) -> Iterator[_Offer]:
-    """Breakpoints for every number of channels that may have a tail, and those that are best for the values alone."""
+    """Tails of few channels, and one of all channels at the breakpoints that are best for the values alone."""
     spec = PiecewiseSpec(region=one.cut.spec)
-    for params in (piecewise_params(spec, one.sketch, p=p), *_beyond_the_others(spec, extremes)):
-        low, high = params.regions[0].range(spec.region)
-        half = params.regions[0].scale / 2  # what rounding to the last code covers needs no tail
-        channels = np.flatnonzero((extremes[0] < low - half) | (extremes[1] > high + half))
-        if not channels.size:
-            continue
-        after = sketched_sqnr(one.sketch, partial(fake_quantize_piecewise, spec=spec, params=params))
-        regions = TwoRegions(params=params, channels=tuple(map(int, channels)))
+    everywhere = TwoRegions(params=piecewise_params(spec, one.sketch, p=p), channels=tuple(range(one.cut.channels)))
+    for regions in (everywhere, *_of_few_channels(spec, extremes)):
+        after = sketched_sqnr(one.sketch, partial(fake_quantize_piecewise, spec=spec, params=regions.params))
         yield _Offer(cut=one.cut, regions=regions, before_db=one.sqnr_db, after_db=after)
 
 
-def _beyond_the_others(spec: PiecewiseSpec, extremes: tuple[Array, Array]) -> Iterator[PiecewiseParams]:
+def _of_few_channels(spec: PiecewiseSpec, extremes: tuple[Array, Array]) -> Iterator[TwoRegions]:
     """The first region holds all channels but 1, 2, 4, ... that reach farthest."""
     low, high = np.minimum(extremes[0], 0), np.maximum(extremes[1], 0)
-    nearest = np.argsort(np.maximum(-low, high), kind="stable")
-    for count in (2**power for power in range(int(math.log2(low.size)))):
-        inner = nearest[:-count]
-        ends = float(low[inner].min()), float(high[inner].max())
-        yield params_from_breakpoints(spec, float(low.min()), float(high.max()), [ends])
+    full = float(low.min()), float(high.max())
+    order = np.argsort(np.maximum(-low, high), kind="stable")
+    count = 1
+    while count <= _FEW * low.size:
+        inner, outer = order[:-count], np.sort(order[-count:])
+        ends = max(_HEADROOM * float(low[inner].min()), full[0]), min(_HEADROOM * float(high[inner].max()), full[1])
+        if ends != full:
+            params = params_from_breakpoints(spec, *full, [ends])
+            yield TwoRegions(params=params, channels=tuple(map(int, outer)))
+        count *= 2
 
 
 def _best_offer(offers: list[_Offer], budget: float) -> _Offer | None:
