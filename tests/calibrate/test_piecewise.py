@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fptq.calibrate.observers import Lp
-from fptq.calibrate.piecewise import piecewise_params
+from fptq.calibrate.piecewise import piecewise_params, sketched_sqnr
 from fptq.calibrate.sketch import Sketch
 from fptq.calibrate.states import Reading
 from fptq.numerics import (
@@ -12,6 +12,7 @@ from fptq.numerics import (
     PiecewiseSpec,
     QuantizerSpec,
     Values,
+    fake_quantize,
     fake_quantize_piecewise,
     lp_error,
     searched_params,
@@ -84,3 +85,16 @@ def test_degenerate_activations(x):
 def test_exponents_out_of_range():
     with pytest.raises(ValueError, match="between 1 and 8"):
         piecewise_params(PiecewiseSpec(), sketch(np.float32([1, 2])), p=0.5)
+
+
+@pytest.mark.parametrize("name", ["gaussian", "heavy", "relu", "gelu", "outliers"])
+def test_what_a_quantizer_leaves_of_a_sketch_is_what_it_leaves_of_the_values(name):
+    x, params = drawn(name), Lp().params(U8, sketch(drawn(name)))
+    noise = np.square((x - fake_quantize(x, U8, params)).astype(np.float64)).sum()
+    expected = 10 * np.log10(np.square(x.astype(np.float64)).sum() / noise)
+    found = sketched_sqnr(sketch(x), lambda values: fake_quantize(values, U8, params))
+    assert found == pytest.approx(expected, abs=1.0)
+
+
+def test_a_quantizer_that_changes_nothing_leaves_everything():
+    assert sketched_sqnr(sketch(drawn("gaussian")), lambda values: values) == np.inf

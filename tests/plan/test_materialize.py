@@ -220,3 +220,51 @@ def test_a_bias_behind_blocks_stays_float(net) -> None:
     bias = model.graph.initializers["w1"].const_value.numpy()
     exact = fake_quantize(array, U8, numbers[x]) @ fake_quantize(floats, spec, numbers[weight]) + bias
     np.testing.assert_allclose(run(made, {"x": array})[0], exact, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "dropped"),
+    [((-3.0, 3.0), True), ((-1.0, 3.0), False), ((-3.0, 1.0), False)],
+    ids=["wider", "higher floor", "lower ceiling"],
+)
+@pytest.mark.parametrize("form", ["Clip", "Max and Min"])
+def test_a_clip_that_saturation_does_is_left_out(net, bounds: tuple[float, float], dropped: bool, form: str) -> None:
+    n = net((2, 4))
+    n("Neg")
+    ends = [n.stored(), n.stored()] if form == "Clip" else [n.stored(4), n.stored(4)]
+    for end, bound in zip(ends, bounds, strict=True):
+        shape = query.constant(end).shape
+        end.const_value = ir.tensor(np.full(shape, bound, np.float32), name=end.name)
+    if form == "Clip":
+        n("Clip", *ends)
+    else:
+        n("Max", ends[0])
+        n("Min", ends[1])
+    clipped = n.last
+    n("Abs")
+    model = n.model()
+    placement = Placement(str(clipped.name), n.nodes[-1].name, 0)
+    spec = QuantizerSpec()
+    numbers = params_from_range(spec, -2.0, 2.0)
+    made = materialize(model, encoding(Plan(engine="", specs={placement: spec}), {placement: numbers}))
+    left = {node.op_type for node in made.graph} & {"Clip", "Max", "Min"}
+    assert (not left) == dropped
+    x = np.linspace(-5, 5, 8, dtype=np.float32).reshape(2, 4)
+    expected = np.abs(fake_quantize(np.clip(-x, *bounds), spec, numbers))
+    np.testing.assert_array_equal(run(made, {"x": x})[0], expected)
+
+
+def test_a_clip_that_others_read_stays(net) -> None:
+    n = net((2, 4))
+    n("Relu")
+    n("Clip", n.stored(), n.stored())
+    for name, bound in (("w0", -3.0), ("w1", 3.0)):
+        stored = next(value for value in n.initializers if value.name == name)
+        stored.const_value = ir.tensor(np.float32(bound), name=name)
+    n("Mul", n.last)
+    model = n.model()
+    placement, spec = Placement("v1", "Mul_2", 0), QuantizerSpec()
+    plan = Plan(engine="", specs={placement: spec})
+    made = materialize(model, encoding(plan, {placement: params_from_range(spec, -2.0, 2.0)}))
+    quantize = next(node for node in made.graph if node.op_type == "QuantizeLinear")
+    assert quantize.inputs[0].name == "v1"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fptq.errors import EngineError
-from fptq.rewrite.channels import channel_maxima, channel_means
+from fptq.rewrite.channels import channel_extremes, channel_maxima, channel_means
 
 
 def test_channels_are_reduced_over_samples_and_all_other_axes(net) -> None:
@@ -21,6 +21,9 @@ def test_channels_are_reduced_over_samples_and_all_other_axes(net) -> None:
     maxima = channel_maxima(model, {"x": 1, "v1": 2}, feeds)
     np.testing.assert_array_equal(maxima["x"], np.abs(x).max(axis=(0, 1, 3)))
     np.testing.assert_array_equal(maxima["v1"], np.maximum(x, 0).max(axis=(0, 1, 2)))
+    low, high = channel_extremes(model, {"x": -1, "v1": 2}, feeds)["x"]
+    np.testing.assert_array_equal(low, x.min(axis=(0, 1, 2)))
+    np.testing.assert_array_equal(high, x.max(axis=(0, 1, 2)))
 
 
 def test_a_sample_that_does_not_fit_is_an_error(net) -> None:

@@ -13,7 +13,7 @@ from fptq.graph.placement import Placement
 from fptq.numerics import QuantizerSpec
 from fptq.plan import materialize
 from fptq.plan.plan import Plan
-from fptq.rewrite.smooth import smoothed
+from fptq.rewrite.smooth import logarithmically_smoothed, smoothed
 
 
 def run(model: Model, x: np.ndarray) -> np.ndarray:
@@ -126,3 +126,39 @@ def test_channels_that_stand_out_cost_less_afterwards(net) -> None:
         quantized = materialize(made, calibrate(made, plan, samples(), options=options))
         errors.append(np.square(run(quantized, samples()[1]["x"]) - run(model, samples()[1]["x"])).mean())
     assert errors[1] < errors[0] / 4
+
+
+def test_logarithmic_factors_are_those_of_the_equation_whatever_the_scale(net) -> None:
+    n = net((3, 8))
+    n("LayerNormalization", n.stored(8, scale=1.0), axis=-1)
+    n("Gemm", n.stored(4, 8), n.stored(4), transB=1)
+    model = n.model()
+    feeds = [{"x": np.random.default_rng(seed).standard_normal((3, 8)).astype(np.float32)} for seed in range(3)]
+    proto = model.clone()
+    proto.graph.outputs[:] = [query.values(proto)["v0"]]
+    normed = np.abs(np.concatenate([run(model.with_graph(proto), sample["x"]) for sample in feeds])).max(0)
+    relative = normed / np.median(normed)
+    expected = relative / np.log2(2 + relative)
+    for scale in (1.0, 1000.0):
+        scaled = model.clone()
+        gain = stored(model, "w0") * np.float32(scale)
+        scaled.graph.initializers["w0"].const_value = ir.tensor(gain, name="w0")
+        before = model.with_graph(scaled)
+        changed = logarithmically_smoothed(before, feeds)
+        assert changed is not None
+        found = stored(changed, "w1") / stored(before, "w1")
+        np.testing.assert_allclose(found, np.tile(expected, (4, 1)), rtol=1e-4)
+        x = feeds[0]["x"]
+        np.testing.assert_allclose(run(changed, x), run(before, x), rtol=1e-4, atol=1e-4 * scale)
+
+
+def test_logarithmic_factors_leave_channels_that_are_all_zero(net) -> None:
+    n = net((3, 8))
+    scale = n.stored(8)
+    n("LayerNormalization", scale, axis=-1)
+    n("Gemm", n.stored(4, 8), n.stored(4), transB=1)
+    feeds = [{"x": np.ones((3, 8), np.float32)}]
+    model = n.model()
+    changed = logarithmically_smoothed(model, feeds)
+    assert changed is not None
+    np.testing.assert_array_equal(stored(changed, "w1"), stored(model, "w1"))

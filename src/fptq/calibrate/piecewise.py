@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import numpy as np
 
 from fptq.calibrate.observers.lp import Lp
 from fptq.calibrate.sketch import Sketch
 from fptq.numerics import PiecewiseParams, PiecewiseSpec, Values, searched_params
+from fptq.types import Array
 
 
 def piecewise_params(spec: PiecewiseSpec, sketch: Sketch, *, p: float = 2.4) -> PiecewiseParams:
@@ -31,6 +35,22 @@ def piecewise_params(spec: PiecewiseSpec, sketch: Sketch, *, p: float = 2.4) -> 
     clip = np.maximum(low, np.minimum(seen[0], 0)), np.minimum(high, np.maximum(seen[1], 0))
     found = searched_params(spec, _values(sketch), clips=[clip], p=p)
     return found.reshaped(sketch.extent)
+
+
+def sketched_sqnr(sketch: Sketch, quantizer: Callable[[Array], Array]) -> float:
+    """What a quantizer leaves of the signal that a sketch has seen: SQNR [dB].
+
+    Args:
+        sketch: Of a tensor as a whole.
+        quantizer: From f32 values to what becomes of them, one by one.
+    """
+    values = _values(sketch)
+    changed = quantizer(values.rows)
+    signal, noise = (
+        float((np.square(part.astype(np.float64)) * values.counts).sum())
+        for part in (values.rows, values.rows - changed)
+    )
+    return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
 
 
 def _values(sketch: Sketch) -> Values:

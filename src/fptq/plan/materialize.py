@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fptq.errors import ModelError
+from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
 from fptq.graph.rest import unmap
@@ -18,6 +19,7 @@ from fptq.plan.encoding import Encoding
 from fptq.types import Array
 
 _INT32_MAX = np.iinfo(np.int32).max
+_CLIPS = frozenset({"Clip", "Max", "Min"})
 
 
 def container_dtype(spec: QuantizerSpec) -> np.dtype:
@@ -55,6 +57,7 @@ def materialize(model: Model, encoding: Encoding) -> Model:
             if group.covers(node.name, index):
                 node.replace_input_with(index, quantized)
     _write_biases(graph, encoding)
+    _drop_unused_clips(graph)
     _drop_unused_initializers(graph)
     return model.with_graph(changed)
 
@@ -128,9 +131,42 @@ def _counted_from_zero(group: Group, codes: Array) -> tuple[Group, Array]:
 
 def _activation(graph: ir.Graph, group: Group, value: ir.Value) -> ir.Value:
     narrow = group.spec.bits != _container_bits(group.spec)
-    source = _clipped(graph, group, value) if narrow else value
+    source = _before_saturation(group, value)
+    source = _clipped(graph, group, source) if narrow else source
     quantized = _linear(graph, "QuantizeLinear", group, source, like=value)
     return _linear(graph, "DequantizeLinear", group, quantized, like=value)
+
+
+def _before_saturation(group: Group, value: ir.Value) -> ir.Value:
+    """What a value is clipped from, where its quantizer saturates at least as early and nobody else reads it.
+
+    The codes are the same, and a pass over the tensor is saved.
+    """
+    if group.params.scale.size > 1 or not all(group.covers(node.name, at) for node, at in query.readers(value)):
+        return value
+    low, high = (float(end.astype(np.float32).item()) for end in group.params.range(group.spec))
+    while not value.is_graph_output() and (clip := value.producer()) is not None and _is_within(low, high, clip):
+        below = clip.inputs[0]
+        assert below is not None
+        value = below
+        if query.sole_reader(value) is None:
+            break
+    return value
+
+
+def _is_within(low: float, high: float, clip: ir.Node) -> bool:
+    """Whether a node does nothing but clip its first input, to no less than this range."""
+    bounds = [query.constant(bound) for bound in clip.inputs[1:]]
+    if clip.domain or query.shape(clip.inputs[0]) != query.shape(clip.outputs[0]):
+        return False
+    match clip.op_type, bounds:
+        case "Max", [np.ndarray() as least]:
+            return bool((least <= low).all())
+        case "Min", [np.ndarray() as most]:
+            return bool((most >= high).all())
+        case "Clip", [np.ndarray() as least, np.ndarray() as most]:
+            return bool((least <= low).all() and (most >= high).all())
+    return False
 
 
 def _clipped(graph: ir.Graph, group: Group, value: ir.Value) -> ir.Value:
@@ -224,6 +260,13 @@ def _product_scale(node: ir.Node) -> Array | None:
         assert scale.const_value is not None
         scales.append(scale.const_value.numpy())
     return np.asarray(scales[0] * scales[1])
+
+
+def _drop_unused_clips(graph: ir.Graph) -> None:
+    """Drop what `_before_saturation` has passed by."""
+    for node in reversed(list(graph)):
+        if node.op_type in _CLIPS and not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
+            graph.remove(node, safe=True)
 
 
 def _drop_unused_initializers(graph: ir.Graph) -> None:

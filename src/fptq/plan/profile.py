@@ -129,3 +129,16 @@ def channel_axis(node: ir.Node, rank: int) -> int:
             return 0 if node.attributes.get_int("transB", 0) else 1
         case _:
             return 0
+
+
+def input_axis(node: ir.Node, rank: int) -> int:
+    """The axis of a weight that runs over input channels (of one group)."""
+    match node.op_type:
+        case "ConvTranspose":
+            return 0
+        case "MatMul":
+            return rank - 2
+        case "Gemm":
+            return 1 - channel_axis(node, rank)
+        case _:
+            return 1

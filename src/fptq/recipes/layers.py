@@ -136,7 +136,9 @@ def _observed(state: object) -> _Details:
 
 def _sampled(problem: Problem, prepared: Prepared) -> dict[str, tuple[Array, Array]]:
     """The same strided elements of each quantized activation, in the float and in the simulated network."""
-    names = tuple(dict.fromkeys(placement.value for placement in prepared.encoding.plan.activations))
+    # A value that is only clipped for a quantizer that saturates by itself is not in the quantized network.
+    there = query.values(prepared.model.graph_model)
+    names = tuple(dict.fromkeys(p.value for p in prepared.encoding.plan.activations if p.value in there))
     if not names:
         return {}
     feeds = problem.held_out[0]

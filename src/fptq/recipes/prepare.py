@@ -25,6 +25,7 @@ from fptq.recipes.observers import Pair, calibration_options, first_pair, other_
 from fptq.recipes.problem import Problem
 from fptq.recipes.refine import Tried, refine, unrefined
 from fptq.recipes.trials import Trials
+from fptq.recipes.two_regions import in_two_regions
 from fptq.rewrite import PASSES
 from fptq.search import Candidates, Outcome
 from fptq.types import Progress, silent
@@ -52,6 +53,7 @@ class Prepared:
         warnings: What the user must know before trusting or using the result.
         mix: The search that chose a precision for every layer; None where there was none.
         repair: How a network of few bits was made; None where it is none.
+        placed: The plan before activations were cut in two regions: what a replay starts from. None: the encoding's.
     """
 
     engine: Engine
@@ -66,6 +68,7 @@ class Prepared:
     warnings: tuple[str, ...] = ()
     mix: Mix | None = None
     repair: Repair | None = None
+    placed: Plan | None = None
 
     @cached_property
     def packed(self) -> Model | None:
@@ -137,6 +140,7 @@ def prepare(problem: Problem, given: Placed, *, progress: Progress = silent) -> 
         trials = Trials(problem=problem, engine=given.engine, folder=Path(folder))
         first = unrefined(given.model, given.plan, statistics=given.statistics, recipe=problem.recipe)
         found = refine(first, problem=problem, score=trials.sqnr, progress=progress)
+        found = in_two_regions(found, problem=problem, score=trials.sqnr, progress=progress)
     return Prepared(
         engine=given.engine,
         float_model=found.model,
@@ -147,6 +151,7 @@ def prepare(problem: Problem, given: Placed, *, progress: Progress = silent) -> 
         tried=found.tried,
         observers=found.observers,
         calibration_s=given.calibration_s,
+        placed=given.plan,
     )
 
 

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 
 from fptq.calibrate import Statistics, collect, needed, solve
@@ -22,8 +23,15 @@ from fptq.plan.encoding import Encoding
 from fptq.plan.plan import Plan
 from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
 from fptq.recipes.problem import Problem
-from fptq.rewrite import branches_levelled, corrected_biases, equalized, measured_biases, smoothed
-from fptq.types import FeedSource, Progress, silent
+from fptq.rewrite import (
+    branches_levelled,
+    corrected_biases,
+    equalized,
+    logarithmically_smoothed,
+    measured_biases,
+    smoothed,
+)
+from fptq.types import Feeds, FeedSource, Progress, silent
 
 _LOG = logging.getLogger(__name__)
 
@@ -31,6 +39,9 @@ MARGIN = 0.05
 """What a trial must gain to be kept [dB]: less is noise of the held-out samples."""
 _TRIED_ON, _MEANS = 16, 8
 """Calibration samples for the trial of a rewritten network, and for the means of its channels."""
+
+Smoothing = Callable[[Model, Iterable[Feeds]], Model | None]
+"""A rewrite that measures activations on a few samples; None where it has nothing to do."""
 
 Score = Callable[[Model, Encoding], float]
 """Output SQNR of an encoding on the engine, on held-out samples [dB]."""
@@ -80,13 +91,17 @@ class Effort:
 
     Attributes:
         judges: Held-out samples that judge, at most.
-        alphas: Exponents of the smoothing that are compared.
-        steps: What is tried, in order.
+        alphas: Exponents of levelled concatenations that are tried.
+        smoothings: Ways to smooth activations that are compared, by name.
+        regions: Activations that are tried with two regions, at most.
+        steps: What is tried on a plan, in order.
     """
 
     judges: int
     alphas: tuple[float, ...]
-    steps: tuple[Callable[[_Bench], None], ...]
+    smoothings: Mapping[str, Smoothing] = field(default_factory=lambda: MappingProxyType({}))
+    regions: int = 0
+    steps: tuple[Callable[[Bench], None], ...]
 
 
 def unrefined(model: Model, plan: Plan, *, statistics: Statistics, recipe: Recipe) -> Refined:
@@ -115,7 +130,7 @@ def refine(start: Refined, *, problem: Problem, score: Score, progress: Progress
     effort = EFFORTS[problem.recipe.recipe]
     if not effort.steps:
         return start
-    bench = _Bench(problem=problem, effort=effort, score=score, progress=progress, best=start)
+    bench = Bench(problem=problem, effort=effort, score=score, progress=progress, best=start)
     if math.isfinite(bench.best_db) or bench.best_db == -math.inf:  # else nothing is lost, or nothing can be measured
         for step in effort.steps:
             step(bench)
@@ -123,8 +138,18 @@ def refine(start: Refined, *, problem: Problem, score: Score, progress: Progress
 
 
 @dataclass(kw_only=True)
-class _Bench:
-    """The best so far, and what was tried."""
+class Bench:
+    """The best so far, and what was tried.
+
+    Attributes:
+        problem: The samples, and the recipe.
+        effort: How much is tried.
+        score: Judges an encoding.
+        progress: Told about calibrations and measurements.
+        best: What it starts with, and what is best later.
+        best_db: The score of that [dB].
+        tried: Every trial, in order.
+    """
 
     problem: Problem
     effort: Effort
@@ -155,6 +180,12 @@ class _Bench:
 
     def rewritten(self, name: str, model: Model) -> Iterator[tuple[str, Refined]]:
         """A rewritten network with numbers from a few samples; none where it is not the same network any more."""
+        if self.computes_the_same(name, model):
+            candidate = replace(self.best, model=model, exact=model)
+            yield name, self._calibrated(candidate, Part(self.problem.calibration, _TRIED_ON))
+
+    def computes_the_same(self, name: str, model: Model) -> bool:
+        """Whether a rewritten network is still the same network; one that is not is listed as tried and dropped."""
         sample = self.problem.held_out[0]
         reference = graph_reference(self.best.model.graph_model, sample, name=f"the network before {name}")
         try:
@@ -162,9 +193,8 @@ class _Bench:
         except ParityError as error:
             _LOG.warning("%s is not tried: %s", name, error)
             self.tried.append(Tried(name=name, before_db=self.best_db, after_db=math.nan, kept=False))
-            return
-        candidate = replace(self.best, model=model, exact=model)
-        yield name, self._calibrated(candidate, Part(self.problem.calibration, _TRIED_ON))
+            return False
+        return True
 
     def observed(self, activations: str) -> Refined:
         """The best network with the numbers of another observer of activations."""
@@ -216,7 +246,7 @@ def _noted(winner: Refined, before: Refined, note: str) -> Refined:
     return replace(winner, encoding=encoding)
 
 
-def _try_levelled_branches(bench: _Bench) -> None:
+def _try_levelled_branches(bench: Bench) -> None:
     if not bench.best.encoding.plan.activations:  # one scale for two branches is the trouble
         return
     for alpha in bench.effort.alphas:
@@ -225,35 +255,40 @@ def _try_levelled_branches(bench: _Bench) -> None:
             bench.contest(bench.rewritten(f"concatenations levelled, alpha {alpha:g}", model))
 
 
-def _try_observers(bench: _Bench) -> None:
+def _try_observers(bench: Bench) -> None:
     if bench.best.encoding.plan.activations:
         names = other_observers(bench.problem.recipe)
         bench.contest((f"activations {name}", bench.observed(name)) for name in names)
 
 
-def _try_clipped_weights(bench: _Bench) -> None:
+def _try_clipped_weights(bench: Bench) -> None:
     bench.contest([("weights lp (clipped)", bench.clipped())])
 
 
-def _try_equalization(bench: _Bench) -> None:
+def _try_equalization(bench: Bench) -> None:
     name, model = "cross-layer equalization", equalized(bench.best.model)
     if model is not None:
         bench.contest(bench.rewritten(name, model))
 
 
-def _try_smoothing(bench: _Bench) -> None:
+def _try_smoothing(bench: Bench) -> None:
     if not bench.best.encoding.plan.activations:  # nothing to make smoother
         return
-    bench.contest(entry for alpha in bench.effort.alphas for entry in _smoothed(bench, alpha))
+    bench.contest(_smoothed(bench))
 
 
-def _smoothed(bench: _Bench, alpha: float) -> Iterator[tuple[str, Refined]]:
-    model = smoothed(bench.best.model, Part(bench.problem.calibration, _TRIED_ON), alpha=alpha)
-    if model is not None:
-        yield from bench.rewritten(f"smoothing, alpha {alpha:g}", model)
+def _smoothed(bench: Bench) -> Iterator[tuple[str, Refined]]:
+    for name, smoothing in bench.effort.smoothings.items():
+        model = smoothing(bench.best.model, Part(bench.problem.calibration, _TRIED_ON))
+        if model is not None:
+            yield from bench.rewritten(name, model)
 
 
-def _try_bias_correction(bench: _Bench) -> None:
+def _by_name(alphas: Iterable[float]) -> dict[str, Smoothing]:
+    return {f"smoothing, alpha {alpha:g}": partial(smoothed, alpha=alpha) for alpha in alphas}
+
+
+def _try_bias_correction(bench: Bench) -> None:
     if bench.problem.recipe.bias_correction == "off":
         return
     best, means = bench.best, Part(bench.problem.calibration, _MEANS)
@@ -262,7 +297,7 @@ def _try_bias_correction(bench: _Bench) -> None:
         bench.contest([("bias correction", replace(best, model=model))])
 
 
-def _try_measured_biases(bench: _Bench) -> None:
+def _try_measured_biases(bench: Bench) -> None:
     if bench.problem.recipe.bias_correction == "off":
         return
     best, means = bench.best, Part(bench.problem.calibration, _MEANS)
@@ -280,11 +315,19 @@ _CHEAP = (
     _try_bias_correction,
 )
 
+_ALPHAS = (0.25, 0.5, 0.75)
+
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {
         "fast": Effort(judges=0, alphas=(), steps=()),
-        "auto": Effort(judges=3, alphas=(0.5,), steps=_CHEAP),
-        "best": Effort(judges=8, alphas=(0.25, 0.5, 0.75), steps=(*_CHEAP, _try_measured_biases)),
+        "auto": Effort(judges=3, alphas=(0.5,), smoothings=_by_name([0.5]), steps=_CHEAP),
+        "best": Effort(
+            judges=8,
+            alphas=_ALPHAS,
+            smoothings={**_by_name(_ALPHAS), "logarithmic smoothing": logarithmically_smoothed},
+            regions=8,
+            steps=(*_CHEAP, _try_measured_biases),
+        ),
     }
 )
 """How much is tried, by the recipe's name for it."""

@@ -10,7 +10,8 @@ from fptq.graph.model import Model
 from fptq.rewrite.bias import corrected_biases, input_means, measured_biases, shifted_biases
 from fptq.rewrite.branches import branches_levelled
 from fptq.rewrite.equalize import equalized
-from fptq.rewrite.smooth import smoothed
+from fptq.rewrite.piecewise import ProductInput, TwoRegions, branched, product_inputs
+from fptq.rewrite.smooth import logarithmically_smoothed, smoothed
 from fptq.rewrite.space_to_depth import space_to_depth_stem
 
 PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
@@ -20,12 +21,17 @@ PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
 
 __all__ = [
     "PASSES",
+    "ProductInput",
+    "TwoRegions",
+    "branched",
     "branches_levelled",
     "corrected_biases",
     "equalized",
     "input_means",
+    "logarithmically_smoothed",
     "matmul_add_to_gemm",
     "measured_biases",
+    "product_inputs",
     "shifted_biases",
     "smoothed",
     "space_to_depth_stem",

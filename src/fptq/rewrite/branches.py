@@ -21,7 +21,7 @@ import onnx_ir as ir
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.rest import put_to_rest
-from fptq.plan.profile import STORED_WEIGHTS
+from fptq.plan.profile import STORED_WEIGHTS, input_axis
 from fptq.rewrite.channels import channel_maxima
 from fptq.types import Array, Feeds
 
@@ -149,8 +149,9 @@ class _Move:
         for node, part in list(self.parts()):
             weight = query.constant(node.inputs[1])
             assert weight is not None
-            ones = np.ones([weight.shape[axis] if axis == _input_axis(node) else 1 for axis in range(weight.ndim)])
-            ones[tuple(part if axis == _input_axis(node) else slice(None) for axis in range(weight.ndim))] /= factor
+            inner = input_axis(node, weight.ndim)
+            ones = np.ones([weight.shape[axis] if axis == inner else 1 for axis in range(weight.ndim)])
+            ones[tuple(part if axis == inner else slice(None) for axis in range(weight.ndim))] /= factor
             _scale(changed, node, 1, ones)
         for node in self.squared:
             epsilon = node.attributes.get_float("epsilon", 1e-5)
@@ -298,15 +299,11 @@ def _is_homogeneous(node: ir.Node) -> bool:
     return True
 
 
-def _input_axis(node: ir.Node) -> int:
-    return 1 if node.op_type == "Conv" else 0
-
-
 def _input_channels(node: ir.Node) -> Array:
     """A convolution's weight with its input channels first."""
     weight = query.constant(node.inputs[1])
     assert weight is not None
-    return np.moveaxis(weight, _input_axis(node), 0)
+    return np.moveaxis(weight, input_axis(node, weight.ndim), 0)
 
 
 def _channels(value: ir.Value | None) -> int:

@@ -1,8 +1,8 @@
-"""One number for each channel of some tensors, measured over samples: its mean, or its largest magnitude."""
+"""What is known of each channel of some tensors, measured over samples: mean, largest magnitude, or both extremes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -28,16 +28,26 @@ def channel_means(model: Model, axes: Mapping[str, int], feeds: Iterable[Feeds])
     Raises:
         EngineError: ONNX Runtime failed.
     """
-    return {name: np.mean(found, axis=0) for name, found in _reduced(model, axes, feeds, "ReduceMean").items()}
+    (found,) = _reduced(model, axes, feeds, [("ReduceMean",)])
+    return {name: np.mean(runs, axis=0) for name, runs in found.items()}
 
 
 def channel_maxima(model: Model, axes: Mapping[str, int], feeds: Iterable[Feeds]) -> dict[str, Array]:
     """The largest magnitude of each channel over the samples, f64[C] by value name; see `channel_means`."""
-    return {name: np.max(found, axis=0) for name, found in _reduced(model, axes, feeds, "ReduceMax").items()}
+    (found,) = _reduced(model, axes, feeds, [("Abs", "ReduceMax")])
+    return {name: np.max(runs, axis=0) for name, runs in found.items()}
 
 
-def _reduced(model: Model, axes: Mapping[str, int], feeds: Iterable[Feeds], reduction: str) -> dict[str, Array]:
-    """The reduction of each value by sample, f64[samples, C]."""
+def channel_extremes(model: Model, axes: Mapping[str, int], feeds: Iterable[Feeds]) -> dict[str, tuple[Array, Array]]:
+    """The lowest and highest value of each channel over the samples, f64[C] each by value name; see `channel_means`."""
+    lows, highs = _reduced(model, axes, feeds, [("ReduceMin",), ("ReduceMax",)])
+    return {name: (np.min(lows[name], axis=0), np.max(highs[name], axis=0)) for name in axes}
+
+
+def _reduced(
+    model: Model, axes: Mapping[str, int], feeds: Iterable[Feeds], reductions: Sequence[tuple[str, ...]]
+) -> list[dict[str, Array]]:
+    """For each reduction, a chain of operations, that of each value by sample: f64[samples, C]."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -47,20 +57,22 @@ def _reduced(model: Model, axes: Mapping[str, int], feeds: Iterable[Feeds], redu
     if any(node.op_type == "QuantizeLinear" for node in model.graph):
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        with loadable(_reducing(model, axes, reduction)) as source:
+        with loadable(_reducing(model, axes, reductions)) as source:
             session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         names = [output.name for output in session.get_outputs()]
         taken = {value.name for value in session.get_inputs()}
         runs = [session.run(names, {name: sample[name] for name in taken}) for sample in feeds]
     except Exception as error:  # onnxruntime raises a family of unrelated pybind exceptions
         raise EngineError(f"channels could not be measured: {error}") from error
-    return {
-        name.removeprefix(_PREFIX): np.stack([run[index] for run in runs]).astype(np.float64)
-        for index, name in enumerate(names)
-    }
+    found = {name: np.stack([run[at] for run in runs]).astype(np.float64) for at, name in enumerate(names)}
+    return [{name: found[_result(name, at)] for name in axes} for at in range(len(reductions))]
 
 
-def _reducing(model: Model, axes: Mapping[str, int], reduction: str) -> ir.Model:
+def _result(value: str, reduction: int) -> str:
+    return f"{_PREFIX}{reduction}/{value}"
+
+
+def _reducing(model: Model, axes: Mapping[str, int], reductions: Sequence[tuple[str, ...]]) -> ir.Model:
     """A copy of the network that returns the reductions instead of its outputs."""
     changed = model.clone()
     graph = changed.graph
@@ -72,16 +84,19 @@ def _reducing(model: Model, axes: Mapping[str, int], reduction: str) -> ir.Model
         others = [axis for axis in range(rank) if axis != channel % rank]
         stored = ir.val(f"{_PREFIX}{name}/axes", const_value=ir.tensor(np.asarray(others, np.int64)))
         graph.register_initializer(stored)
-        nodes = [] if reduction == "ReduceMean" else [ir.node("Abs", [found[name]], name=f"{_PREFIX}{name}/Abs")]
-        source = nodes[0].outputs[0] if nodes else found[name]
-        nodes.append(ir.node(reduction, [source, stored], {"keepdims": 0}, name=f"{_PREFIX}{name}"))
-        result = nodes[-1].outputs[0]
-        result.name, result.dtype = f"{_PREFIX}{name}", ir.DataType.FLOAT
-        producer = found[name].producer()
-        if producer is None:
-            graph.insert_before(graph[0], nodes)
-        else:
-            graph.insert_after(producer, nodes)
-        graph.outputs.append(result)
+        for number, (*before, reduction) in enumerate(reductions):
+            source, nodes = found[name], []
+            for op in before:
+                nodes.append(ir.node(op, [source], name=f"{_result(name, number)}/{op}"))
+                source = nodes[-1].outputs[0]
+            nodes.append(ir.node(reduction, [source, stored], {"keepdims": 0}, name=_result(name, number)))
+            result = nodes[-1].outputs[0]
+            result.name, result.dtype = _result(name, number), ir.DataType.FLOAT
+            producer = found[name].producer()
+            if producer is None:
+                graph.insert_before(graph[0], nodes)
+            else:
+                graph.insert_after(producer, nodes)
+            graph.outputs.append(result)
     RemoveUnusedNodesPass()(changed)
     return changed

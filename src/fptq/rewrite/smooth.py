@@ -4,11 +4,16 @@
 less: the norm's scale and offset are divided by `s`, the input rows of the weights multiplied by it.
 Source: Xiao et al., SmoothQuant: Accurate and Efficient Post-Training Quantization for Large Language Models,
 arXiv 2211.10438, equation 4.
+
+Logarithmic equalization asks the activation alone, `s_j = r_j / log2(2 + r_j)`: what stands out is pulled in, the more
+the farther it does, and there is no exponent to search.
+Source: Li et al., FPTQ: Fine-grained Post-Training Quantization for Large Language Models, arXiv 2308.15987. There
+`r_j` is `max|X_j|` as it is, which fits networks of one scale; here it is relative to the median channel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,13 +73,34 @@ def smoothed(model: Model, feeds: Iterable[Feeds], *, alpha: float = 0.5) -> Mod
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha = {alpha}: it is between 0 and 1")
+    return _rescaled(model, feeds, lambda activations, weights: _factors(activations, weights, alpha))
+
+
+def logarithmically_smoothed(model: Model, feeds: Iterable[Feeds]) -> Model | None:
+    """The same with the factors of logarithmic equalization, which ask the activations alone.
+
+    Args:
+        model: The float network.
+        feeds: A few samples, for the largest magnitude of each channel.
+
+    Returns:
+        The model; None where there is no norm that can be divided.
+
+    Raises:
+        EngineError: ONNX Runtime failed on a sample.
+    """
+    return _rescaled(model, feeds, lambda activations, weights: _logarithmic_factors(activations))
+
+
+def _rescaled(model: Model, feeds: Iterable[Feeds], factors_of: Callable[[Array, Array], Array]) -> Model | None:
+    """The model with its norms divided by what this makes of the maxima of activations and weights, f64[C] each."""
     norms = tuple(_norms(model))
     if not norms:
         return None
     maxima = channel_maxima(model, {norm.output: -1 for norm in norms}, feeds)
     changed = model.clone()
     for norm in norms:
-        factors = _factors(maxima[norm.output], _weight_maxima(model, norm), alpha)
+        factors = factors_of(maxima[norm.output], _weight_maxima(model, norm))
         _divide(changed, norm, factors)
         for reader in norm.readers:
             _multiply(changed, reader, factors)
@@ -88,6 +114,16 @@ def _factors(activations: Array, weights: Array, alpha: float) -> Array:
     top, bottom = np.where(alive, activations, 1.0) ** alpha, np.where(alive, weights, 1.0) ** (1 - alpha)
     factors = np.where(alive, top / bottom, 1.0)
     return np.where((factors <= LARGEST) & (factors >= 1 / LARGEST), factors, 1.0)
+
+
+def _logarithmic_factors(activations: Array) -> Array:
+    """FPTQ's factors for each channel, f64[C]; 1 where the channel is all but zero."""
+    alive = activations[activations > 0]
+    if not alive.size:
+        return np.ones_like(activations)
+    relative = activations / np.median(alive)
+    factors = np.where(relative > 0, relative, 1.0) / np.log2(2 + relative)
+    return np.where((relative >= 1 / LARGEST) & (factors <= LARGEST), factors, 1.0)
 
 
 def _weight_maxima(model: Model, norm: _Norm) -> Array:
