@@ -23,17 +23,12 @@ from fptq.graph.model import Model
 from fptq.graph.rest import put_to_rest
 from fptq.plan.profile import STORED_WEIGHTS, input_axis
 from fptq.rewrite.channels import channel_maxima
+from fptq.rewrite.homogeneous import is_homogeneous
 from fptq.types import Array, Feeds
 
 _SUMS = frozenset({"Add", "Sum", "Sub"})
 _NORMS = frozenset({"InstanceNormalization", "GroupNormalization", "LayerNormalization"})
 """What forgets the size of its input, but for epsilon."""
-_HOMOGENEOUS = frozenset(
-    {"Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool", "Identity"}
-    | {"Dropout", "Resize", "Flatten", "Reshape", "Slice", "Transpose", "Pad", "Squeeze", "Unsqueeze", "DepthToSpace"}
-    | {"SpaceToDepth", "ReduceMean", "ReduceMax", "Expand"}
-)
-"""What a positive factor of a whole tensor passes through."""
 _POINTWISE = frozenset({"Relu", "LeakyRelu", "Identity", "Dropout", "MaxPool", "AveragePool"})
 """What leaves channels where they are."""
 
@@ -98,7 +93,7 @@ class _Move:
                     yield operand
         elif node.op_type == "Concat" and None not in node.inputs:
             yield from (operand for operand in node.inputs if operand is not None)
-        elif _is_homogeneous(node) and node.inputs[0] is not None:
+        elif is_homogeneous(node) and node.inputs[0] is not None:
             yield node.inputs[0]
         else:
             raise _Fixed
@@ -109,7 +104,7 @@ class _Move:
             self._multiply(node, 1, -1)
         elif node.op_type in _NORMS and index == 0:
             self.squared[node] = None
-        elif node.op_type in _SUMS or (index == 0 and _is_homogeneous(node)):
+        elif node.op_type in _SUMS or (index == 0 and is_homogeneous(node)):
             yield node.outputs[0]
         elif node.op_type == "Concat":
             self.joins[node] = None
@@ -267,7 +262,7 @@ def _layers_behind(join: ir.Node) -> Iterator[ir.Node]:
         if value.is_graph_output():
             raise _Fixed
         for node, index in query.readers(value):
-            if node.op_type in _POINTWISE and _is_homogeneous(node):
+            if node.op_type in _POINTWISE and is_homogeneous(node):
                 open_values.append(node.outputs[0])
             elif node.op_type in query.CONVOLUTIONS and index == 0 and _is_own(node):
                 yield node
@@ -282,21 +277,6 @@ def _is_own(node: ir.Node) -> bool:
     if weight is None or stored is None or node.attributes.get_int("group", 1) != 1:
         return False
     return stored.dtype.kind == "f" and len(query.readers(weight)) == 1 and not weight.is_graph_output()
-
-
-def _is_homogeneous(node: ir.Node) -> bool:
-    if node.op_type not in _HOMOGENEOUS or node.domain:
-        return False
-    match node.op_type:
-        case "PRelu":
-            return query.constant(node.inputs[1]) is not None
-        case "Resize":  # outside of the box that this mode takes, there is a value that no factor reaches
-            return node.attributes.get_string("coordinate_transformation_mode", "") != "tf_crop_and_resize"
-        case "Pad":
-            filling = node.inputs[2] if len(node.inputs) > 2 else None
-            content = query.constant(filling)
-            return filling is None or (content is not None and not np.any(content))
-    return True
 
 
 def _input_channels(node: ir.Node) -> Array:

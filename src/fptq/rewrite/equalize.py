@@ -17,6 +17,7 @@ import onnx_ir as ir
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.rest import put_to_rest
+from fptq.rewrite.homogeneous import is_homogeneous
 from fptq.types import Array
 
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Gemm"})
@@ -36,7 +37,7 @@ _BETWEEN = frozenset(
         "Reshape",
     }
 )
-"""What a positive factor of a channel passes through, where it leaves the channels as they are."""
+"""What leaves channels where they are, of what a positive factor passes through."""
 
 LARGEST = 1e4
 """Channels that need a factor beyond this, or below its inverse, are all but zero in one of the layers: left alone."""
@@ -252,13 +253,8 @@ def _passes_factors(node: ir.Node) -> bool:
     before, after = query.shape(node.inputs[0]), query.shape(node.outputs[0])
     if node.op_type not in _BETWEEN or before is None or after is None or len(before) < 2 or len(after) < 2:
         return False
-    if not isinstance(before[1], int) or before[1] != after[1]:
+    if not isinstance(before[1], int) or before[1] != after[1] or not is_homogeneous(node):
         return False
-    match node.op_type:
-        case "PRelu":
-            return query.constant(node.inputs[1]) is not None
-        case "Resize":  # outside of the box that this mode takes, there is a value that no factor reaches
-            return node.attributes.get_string("coordinate_transformation_mode", "") != "tf_crop_and_resize"
-        case "Flatten" | "Reshape":
-            return len(after) == 2 and all(size == 1 for size in before[2:])
+    if node.op_type in ("Flatten", "Reshape"):
+        return len(after) == 2 and all(size == 1 for size in before[2:])
     return True
