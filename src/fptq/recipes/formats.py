@@ -17,6 +17,8 @@ from fptq.plan import Plan
 
 _AROUND_ZERO = 8
 """Narrower weights are stored around zero in 8 bits: a zero point of their own costs no kernel."""
+_NAMED = 4
+"""Layers that a sentence names."""
 _FORMAT = re.compile(r"w(\d+)a(\d+)(?:/(tensor|channel|block(\d+)))?")
 
 
@@ -92,7 +94,8 @@ class Format:
         weights = (p for p in plan.specs if p in plan.weights)
         whole = [str(p.consumer or p.value) for p in weights if not isinstance(plan.specs[p].granularity, PerBlock)]
         reason = f"have no scale per block: their input channels (of one group) are no multiple of {self.block}"
-        return f"{', '.join(whole)} {reason}" if whole else ""
+        more = f" and {len(whole) - _NAMED} more" if len(whole) > _NAMED else ""
+        return f"{', '.join(whole[:_NAMED])}{more} {reason}" if whole else ""
 
     def _weight(self, spec: QuantizerSpec, shape: tuple[int, ...]) -> QuantizerSpec:
         if self.weights < _AROUND_ZERO:
