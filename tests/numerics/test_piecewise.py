@@ -67,6 +67,14 @@ def test_codes_round_trip(spec, x):
     assert codes.code.max() <= spec.region.qmax
 
 
+def test_a_region_whose_steps_vanish_holds_no_value():
+    spec = PiecewiseSpec(region=QuantizerSpec(bits=2, signed=True, symmetric=True, granularity=PerTensor()), regions=2)
+    numbers = [UniformParams(scale=np.float32(scale), zero_point=np.int32(0)) for scale in (0.5, 1e-30)]
+    codes = quantize_piecewise(np.float32([-3, 3]), spec, PiecewiseParams(regions=tuple(numbers)))
+    assert codes.region.tolist() == [0, 0]
+    assert codes.code.tolist() == [-2, 1]
+
+
 @given(spec=specs(), x=TENSORS)
 def test_zero_is_exact(spec, x):
     params = params_from_tensor(x, spec, density=LAPLACE)

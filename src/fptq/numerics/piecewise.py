@@ -186,9 +186,11 @@ def quantize_piecewise(x: Array, spec: PiecewiseSpec, params: PiecewiseParams) -
         raise ValueError("NaN has no code")
     codes = branch_codes(x, spec, params)
     region, code = np.zeros(x.shape, dtype=np.uint8), codes[0]
+    total = dequantize(code, spec.region, params.regions[0])
     for number, (outer, numbers) in enumerate(zip(codes[1:], params.regions[1:], strict=True), start=1):
-        beyond = outer != numbers.expanded(spec.region, x.shape)[1]
-        region, code = np.where(beyond, np.uint8(number), region), np.where(beyond, outer, code)
+        farther = total + dequantize(outer, spec.region, numbers)
+        beyond = farther != total  # a region so narrow that its steps vanish in f32 holds no value
+        region, code, total = np.where(beyond, np.uint8(number), region), np.where(beyond, outer, code), farther
     return PiecewiseCodes(region=region, code=code)
 
 
