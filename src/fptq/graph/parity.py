@@ -119,6 +119,22 @@ def check_parity(model: ir.Model, feeds: Feeds, reference: Reference, *, toleran
     return check_results(model, lambda names: run_graph(model, feeds, names), reference, tolerance=tolerance)
 
 
+def check_rewrite(before: ir.Model, after: ir.Model, feeds: Feeds, *, name: str) -> None:
+    """Hold a rewritten graph to the one before.
+
+    Args:
+        before: The graph as it was.
+        after: The rewritten one.
+        feeds: Inputs of both.
+        name: Of the rewrite, for the message.
+
+    Raises:
+        ParityError: They compute different results.
+        ModelError: ONNX Runtime cannot run one of them.
+    """
+    check_parity(after, feeds, graph_reference(before, feeds, name=f"the network before {name}"))
+
+
 def check_results(
     model: ir.Model, run: Callable[[Sequence[str]], Feeds], reference: Reference, *, tolerance: Tolerance = SINGLE
 ) -> float:

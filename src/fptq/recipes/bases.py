@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from fptq.calibrate import Statistics, collect, needed
 from fptq.config import Recipe
-from fptq.feeds import Part
 from fptq.graph.model import Model
-from fptq.graph.parity import check_parity, graph_reference
+from fptq.graph.parity import check_rewrite
 from fptq.plan import Encoding, place
 from fptq.plan.edges import edges_of
 from fptq.plan.plan import Plan
@@ -19,15 +19,12 @@ from fptq.recipes.narrow import Source, lost
 from fptq.recipes.observers import calibration_options, first_pair
 from fptq.recipes.prepare import policy_of, rewritten
 from fptq.recipes.problem import Problem
-from fptq.recipes.refine import EFFORTS
-from fptq.rewrite import branches_levelled, equalized
-from fptq.types import Progress, silent
+from fptq.recipes.refine import EFFORTS, levelled
+from fptq.rewrite import equalized
+from fptq.types import FeedSource, Progress, silent
 
 _Rewrite = Callable[[Problem, Model], Iterator[tuple[str, Model]]]
 """Yields equivalent forms of a network, each with what was done."""
-
-_MEASURED_ON = 16
-"""Samples for the sizes of branches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +35,18 @@ class Base:
         model: The float network, rewritten.
         encoding: Its numbers; the rewrites are listed in it.
         statistics: What calibration found.
-        loss: Of the network's outputs, on a few samples of the calibration.
+        samples: Of the calibration.
     """
 
     model: Model
     encoding: Encoding
     statistics: Statistics = field(repr=False)
-    loss: float
+    samples: FeedSource = field(repr=False)
+
+    @cached_property
+    def loss(self) -> float:
+        """Of the network's outputs, on a few samples; not run where there is nothing to compare with."""
+        return lost(self.model, [self.encoding], self.samples)[0]
 
 
 def base_of(problem: Problem, profile: Profile, *, progress: Progress = silent) -> Base:
@@ -61,13 +63,13 @@ def base_of(problem: Problem, profile: Profile, *, progress: Progress = silent) 
     start = _Start(problem=problem, profile=profile, progress=progress)
     best = start.base(rewritten(problem, profile.passes))
     for kind in _rewrites(problem.recipe):
-        found = best
+        found, done = best, ""
         for name, model in kind(problem, best.model):
-            _check(problem, best.model, model, name)
+            check_rewrite(best.model.graph_model, model.graph_model, problem.held_out[0], name=name)
             candidate = start.base(model)
             if candidate.loss < found.loss:
-                found = _noted(candidate, best, name)
-        best = found
+                found, done = candidate, name
+        best = _noted(found, best, done) if done else best
     return best
 
 
@@ -100,8 +102,7 @@ class _Start:
         )
         source = Source(model=model, statistics=statistics, recipe=recipe, pair=pair, samples=problem.calibration)
         encoding = source.numbers(plan, given)
-        (loss,) = lost(model, [encoding], problem.calibration)
-        return Base(model=model, encoding=encoding, statistics=statistics, loss=loss)
+        return Base(model=model, encoding=encoding, statistics=statistics, samples=problem.calibration)
 
 
 def _rewrites(recipe: Recipe) -> tuple[_Rewrite, ...]:
@@ -117,22 +118,13 @@ def _rewrites(recipe: Recipe) -> tuple[_Rewrite, ...]:
 
 def _levelled(problem: Problem, model: Model) -> Iterator[tuple[str, Model]]:
     for alpha in EFFORTS[problem.recipe.recipe].alphas:
-        found = branches_levelled(model, Part(problem.calibration, _MEASURED_ON), alpha=alpha)
-        if found is not None:
-            yield f"concatenations levelled, alpha {alpha:g}", found
+        yield from levelled(problem, model, alpha)
 
 
 def _equalized(problem: Problem, model: Model) -> Iterator[tuple[str, Model]]:
     found = equalized(model)
     if found is not None:
         yield "cross-layer equalization", found
-
-
-def _check(problem: Problem, before: Model, after: Model, name: str) -> None:
-    sample = problem.held_out[0]
-    check_parity(
-        after.graph_model, sample, graph_reference(before.graph_model, sample, name=f"the network before {name}")
-    )
 
 
 def _noted(winner: Base, before: Base, name: str) -> Base:

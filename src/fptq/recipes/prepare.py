@@ -16,7 +16,7 @@ from fptq.config import Recipe
 from fptq.engines import ENGINES, Engine
 from fptq.errors import ConfigError
 from fptq.graph.model import Model
-from fptq.graph.parity import check_parity, graph_reference
+from fptq.graph.parity import check_rewrite
 from fptq.graph.rest import settle
 from fptq.plan import PROFILES, Policy, materialize, packed, packs
 from fptq.plan.encoding import Encoding, plan_from_json, plan_to_json
@@ -226,9 +226,7 @@ def rewritten(problem: Problem, names: Iterable[str]) -> Model:
     for name in names:
         rewritten = PASSES[name](model)
         if rewritten is not model:
-            sample = problem.held_out[0]
-            reference = graph_reference(model.graph_model, sample, name=f"the network before {name}")
-            check_parity(rewritten.graph_model, sample, reference)
+            check_rewrite(model.graph_model, rewritten.graph_model, problem.held_out[0], name=name)
         model = rewritten
     settle(model)
     return model

@@ -18,7 +18,7 @@ from fptq.config import Recipe
 from fptq.errors import ParityError
 from fptq.feeds import Part
 from fptq.graph.model import Model
-from fptq.graph.parity import check_parity, graph_reference
+from fptq.graph.parity import check_rewrite
 from fptq.plan.encoding import Encoding
 from fptq.plan.plan import Plan
 from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
@@ -186,10 +186,9 @@ class Bench:
 
     def computes_the_same(self, name: str, model: Model) -> bool:
         """Whether a rewritten network is still the same network; one that is not is listed as tried and dropped."""
-        sample = self.problem.held_out[0]
-        reference = graph_reference(self.best.model.graph_model, sample, name=f"the network before {name}")
+        before, sample = self.best.model.graph_model, self.problem.held_out[0]
         try:
-            check_parity(model.graph_model, sample, reference)
+            check_rewrite(before, model.graph_model, sample, name=name)
         except ParityError as error:
             _LOG.warning("%s is not tried: %s", name, error)
             self.tried.append(Tried(name=name, before_db=self.best_db, after_db=math.nan, kept=False))
@@ -250,9 +249,15 @@ def _try_levelled_branches(bench: Bench) -> None:
     if not bench.best.encoding.plan.activations:  # one scale for two branches is the trouble
         return
     for alpha in bench.effort.alphas:
-        model = branches_levelled(bench.best.model, Part(bench.problem.calibration, _TRIED_ON), alpha=alpha)
-        if model is not None:
-            bench.contest(bench.rewritten(f"concatenations levelled, alpha {alpha:g}", model))
+        for name, model in levelled(bench.problem, bench.best.model, alpha):
+            bench.contest(bench.rewritten(name, model))
+
+
+def levelled(problem: Problem, model: Model, alpha: float) -> Iterator[tuple[str, Model]]:
+    """The network with levelled concatenations, and what that is called; nothing where there is none to level."""
+    found = branches_levelled(model, Part(problem.calibration, _TRIED_ON), alpha=alpha)
+    if found is not None:
+        yield f"concatenations levelled, alpha {alpha:g}", found
 
 
 def _try_observers(bench: Bench) -> None:

@@ -24,6 +24,7 @@ from fptq.graph.rest import put_to_rest
 from fptq.plan.profile import STORED_WEIGHTS, input_axis
 from fptq.rewrite.channels import channel_maxima
 from fptq.rewrite.homogeneous import is_homogeneous
+from fptq.rewrite.stored import write_stored
 from fptq.types import Array, Feeds
 
 _SUMS = frozenset({"Add", "Sum", "Sub"})
@@ -144,10 +145,10 @@ class _Move:
         for node, part in list(self.parts()):
             weight = query.constant(node.inputs[1])
             assert weight is not None
-            inner = input_axis(node, weight.ndim)
-            ones = np.ones([weight.shape[axis] if axis == inner else 1 for axis in range(weight.ndim)])
-            ones[tuple(part if axis == inner else slice(None) for axis in range(weight.ndim))] /= factor
-            _scale(changed, node, 1, ones)
+            axis = input_axis(node, weight.ndim)
+            factors = np.ones(weight.shape[axis])
+            factors[part] /= factor
+            _scale(changed, node, 1, factors.reshape([-1 if at == axis else 1 for at in range(weight.ndim)]))
         for node in self.squared:
             epsilon = node.attributes.get_float("epsilon", 1e-5)
             node.attributes["epsilon"] = ir.AttrFloat32("epsilon", epsilon * factor**2)
@@ -293,17 +294,6 @@ def _channels(value: ir.Value | None) -> int:
 
 
 def _scale(changed: ir.Model, node: ir.Node, index: int, factor: Array | np.float64) -> None:
-    """Multiply a stored tensor; the node gets a copy where others read it too, as exporters share equal ones."""
-    value = node.inputs[index]
-    old = query.constant(value)
-    assert value is not None
+    old = query.constant(node.inputs[index])
     assert old is not None
-    shared = len(query.readers(value)) > 1
-    name = f"{node.name}_levelled_{index}" if shared else str(value.name)
-    tensor = ir.tensor((old * factor).astype(old.dtype), name=name)
-    if not shared:
-        value.const_value = tensor
-        return
-    own = ir.val(name, const_value=tensor)
-    changed.graph.register_initializer(own)
-    node.replace_input_with(index, own)
+    write_stored(changed, node, index, old * factor, label="levelled")

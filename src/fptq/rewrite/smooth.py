@@ -23,6 +23,7 @@ from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.rest import put_to_rest
 from fptq.rewrite.channels import channel_maxima
+from fptq.rewrite.stored import write_stored
 from fptq.types import Array, Feeds
 
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
@@ -137,20 +138,12 @@ def _weight_maxima(model: Model, norm: _Norm) -> Array:
 
 
 def _divide(changed: ir.Model, norm: _Norm, factors: Array) -> None:
-    """Divide a norm's scale and offset; copies where other nodes read them too, as exporters share equal ones."""
+    """Divide a norm's scale and offset."""
     node = query.node_named(changed, norm.node)
     for index, value in enumerate(node.inputs):
         old = query.constant(value)
-        if index == 0 or value is None or old is None:
-            continue
-        name = str(value.name) if len(query.readers(value)) == 1 else f"{norm.node}_smoothed_{index}"
-        tensor = ir.tensor((old / factors).astype(old.dtype), name=name)
-        if name == value.name:
-            value.const_value = tensor
-            continue
-        own = ir.val(name, const_value=tensor)
-        changed.graph.register_initializer(own)
-        node.replace_input_with(index, own)
+        if index > 0 and old is not None:
+            write_stored(changed, node, index, old / factors, label="smoothed")
 
 
 def _multiply(changed: ir.Model, reader: _Reader, factors: Array) -> None:

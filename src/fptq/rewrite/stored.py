@@ -1,0 +1,35 @@
+"""Changing a stored tensor for one of its readers."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from fptq.graph import query
+from fptq.types import Array
+
+
+def write_stored(changed: ir.Model, node: ir.Node, index: int, content: Array, *, label: str) -> None:
+    """Give a node another content of a stored input, in the type that it has.
+
+    The node gets a copy where others read the tensor too, as exporters share equal ones.
+
+    Args:
+        changed: The network, changed in place.
+        node: The reader.
+        index: Which of its inputs, a stored one.
+        content: In the shape of the old one.
+        label: Part of the name of a copy.
+    """
+    value = node.inputs[index]
+    old = query.constant(value)
+    assert value is not None
+    assert old is not None
+    shared = len(query.readers(value)) > 1
+    name = f"{node.name}_{label}_{index}" if shared else str(value.name)
+    tensor = ir.tensor(content.astype(old.dtype), name=name)
+    if not shared:
+        value.const_value = tensor
+        return
+    own = ir.val(name, const_value=tensor)
+    changed.graph.register_initializer(own)
+    node.replace_input_with(index, own)
