@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -258,9 +259,11 @@ def test_a_folder_that_cannot_be_written_is_found_before_the_work(folder: Path) 
 
 
 def process(*arguments: str) -> subprocess.Popen[str]:
-    """One command, in a process of its own."""
+    """One command, in a process of its own, which hears Ctrl-C: shells make what they start with `&` deaf to it."""
     command = [sys.executable, "-c", "from fptq.cli import main; main()", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    listening = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=listening)
 
 
 def test_interrupted_it_says_that_nothing_is_lost(folder: Path) -> None:
