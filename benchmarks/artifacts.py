@@ -20,6 +20,7 @@ import numpy as np
 from layout import HERE, Folder
 
 FPTQ = "fptq"
+TRANSFORMERS = frozenset({"encoder", "antiberty"})
 DISTURBED = 0.05
 """Share of its time that a sample's run may have waited for a core before its timing does not count."""
 ENOUGH = 3
@@ -58,7 +59,7 @@ class Tool:
         return self.script != "ours.py"
 
     def presets(self, network: str) -> tuple[str, ...]:
-        return self.transformer if network == "encoder" else self.convolutional
+        return self.transformer if network in TRANSFORMERS else self.convolutional
 
     def output(self, folder: Folder, preset: str) -> Path:
         name = f"{self.name}_{preset}".replace(" ", "_").lower()
@@ -239,7 +240,13 @@ def _run(command: list[str], folder: Path) -> str:
     with (folder / "log.txt").open("w", encoding="utf-8") as log:
         try:
             done = subprocess.run(
-                command, env=os.environ | quiet, stdout=log, stderr=subprocess.STDOUT, check=False, timeout=1800
+                command,
+                cwd=folder,
+                env=os.environ | quiet,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=False,
+                timeout=1800,
             )
         except subprocess.TimeoutExpired:
             return "took more than 30 minutes"

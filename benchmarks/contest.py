@@ -67,11 +67,11 @@ def contest(folder: Folder, *, python: Path, rounds: int, seconds: float) -> Mea
         few_samples=_row(few),
         macs=convolution_macs(folder.float_model),
         peak_macs_per_s=peak_int8_macs_per_s(),
-        machine=_machine(made),
+        machine=machine(made),
     )
 
 
-def _machine(made: Sequence[Artifact]) -> str:
+def machine(made: Sequence[Artifact]) -> str:
     cpu = detect()
     engines = [f"{engine.name} {engine.version()}" for engine in ENGINES.values()]
     tools = dict.fromkeys(f"{artifact.tool} {artifact.version}" for artifact in made if artifact.version)
@@ -101,8 +101,8 @@ def _latencies(files: Mapping[str, Artifact], feeds: Feeds, *, rounds: int, seco
     for group in ((OPENVINO_F32, OPENVINO), (ONNXRUNTIME,)):
         sessions = {}
         for setting in group:
-            for label in _finalists(files, setting, feeds):
-                session = _compiled(setting, files[label].path)
+            for label in finalists(files, setting, feeds):
+                session = compiled(setting, files[label].path)
                 if session is not None:
                     sessions[label, setting.name] = session
         named = {f"{label}|{setting}": session for (label, setting), session in sessions.items()}
@@ -112,7 +112,7 @@ def _latencies(files: Mapping[str, Artifact], feeds: Feeds, *, rounds: int, seco
     return found
 
 
-def _finalists(files: Mapping[str, Artifact], setting: Setting, feeds: Feeds) -> list[str]:
+def finalists(files: Mapping[str, Artifact], setting: Setting, feeds: Feeds) -> list[str]:
     """Fptq's files and the float network as they are, of each peer the preset that is fastest here."""
     runnable = {label: file for label, file in files.items() if setting.runs(file.path)}
     finalists = []
@@ -126,11 +126,11 @@ def _finalists(files: Mapping[str, Artifact], setting: Setting, feeds: Feeds) ->
 
 def _quick(setting: Setting, path: Path, feeds: Feeds) -> float:
     """A first idea of a file's latency [ms]; infinite where the engine refuses it."""
-    session = _compiled(setting, path)
+    session = compiled(setting, path)
     return latencies({"": session}, feeds, rounds=3, seconds=20)[""].median_ms if session else float("inf")
 
 
-def _compiled(setting: Setting, path: Path) -> Session | None:
+def compiled(setting: Setting, path: Path) -> Session | None:
     try:
         return setting.compile(path)
     except FptqError as error:
@@ -146,7 +146,7 @@ def _errors(files: Mapping[str, Artifact], samples: Sequence[Feeds]) -> dict[str
         # bf16 has an error of its own: the reference is the same float network in f32.
         reference = (OPENVINO_F32 if setting is OPENVINO else setting).compile(whole)
         for label, file in _worth_it(files, setting):
-            session = _compiled(setting, file.path)
+            session = compiled(setting, file.path)
             if session is not None:
                 found[label][setting.name] = compare(reference, session, samples).sqnr_db
     return found

@@ -85,6 +85,7 @@ class Case:
         method: How codes are found.
         iterations: For each block, of a learned method.
         seed: Of the calibration samples and the method.
+        device: Where it learns; scores are computed on the processor.
     """
 
     subject: str
@@ -93,6 +94,7 @@ class Case:
     method: str
     iterations: int
     seed: int
+    device: str = "cpu"
 
     @property
     def network(self) -> Subject:
@@ -100,7 +102,8 @@ class Case:
 
     @property
     def path(self) -> Path:
-        name = f"{self.precision}-{self.setting}-{self.method}-{self.iterations}-{self.seed}.json"
+        where = "" if self.device == "cpu" else f"-{self.device}"
+        name = f"{self.precision}-{self.setting}-{self.method}-{self.iterations}-{self.seed}{where}.json"
         return HERE / "results" / "lowbit" / self.subject / name
 
 
@@ -123,9 +126,10 @@ def run(case: Case) -> Row:
     feeds = case.network.calibration(case.seed)
     base = start(case, feeds)
     begun, cpu = time.perf_counter(), time.process_time()
-    repaired, found, suffix_s = _repaired(case, Executor.open(base.model), base.encoding, feeds)
+    executor = Executor.open(base.model, device=case.device)
+    repaired, found, suffix_s = _repaired(case, executor, base.encoding, feeds)
     seconds, cpu_s = time.perf_counter() - begun, time.process_time() - cpu
-    scores = case.network.scores(repaired, Overlay(encoding=found), case.seed)
+    scores = case.network.scores(Executor.open(repaired.model), Overlay(encoding=found), case.seed)
     return Row(
         accuracy=scores.metric,
         agreement=scores.agreement,
@@ -174,6 +178,7 @@ def cases(arguments: argparse.Namespace) -> Iterator[Case]:
                     method=method,
                     iterations=iterations,
                     seed=seed,
+                    device=arguments.device,
                 )
 
 
@@ -181,7 +186,8 @@ def table(found: Mapping[Case, Row], metric: str) -> str:
     """Methods by formats: means over the seeds, with the spread where there are several."""
     formats = [f for f in FORMATS if any(case.precision == f for case in found)]
     methods = [m for m in (*CLOSED, *LEARNED, *VARIANTS) if any(case.method == m for case in found)]
-    heads = ["method", "iterations", *(f"{f}: {metric}, agreement (calibration), CPU [s]" for f in formats)]
+    time_name = "CPU" if all(case.device == "cpu" for case in found) else "elapsed"
+    heads = ["method", "iterations", *(f"{f}: {metric}, agreement (calibration), {time_name} [s]" for f in formats)]
     lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
     for method in methods:
         longest = sorted({case.iterations for case in found if case.method == method})
@@ -193,13 +199,16 @@ def table(found: Mapping[Case, Row], metric: str) -> str:
 
 def _cell(found: Mapping[Case, Row], method: str, iterations: int, precision: str) -> str:
     asked = (method, iterations, precision)
-    rows = [row for case, row in found.items() if (case.method, case.iterations, case.precision) == asked]
+    chosen = {case: row for case, row in found.items() if (case.method, case.iterations, case.precision) == asked}
+    rows = list(chosen.values())
     if not rows:
         return "-"
+    on_cpu = all(case.device == "cpu" for case in chosen)
     spread = f" ± {100 * statistics.stdev(r.accuracy for r in rows):.1f}" if len(rows) > 1 else ""
     means = {name: statistics.mean(getattr(row, name) for row in rows) for name in asdict(rows[0])}
     agreement = f"{100 * means['agreement']:.1f} ({100 * means['seen']:.1f})"
-    return f"{100 * means['accuracy']:.2f}{spread}, {agreement}, {means['cpu_s']:.0f}"
+    spent = means["cpu_s" if on_cpu else "seconds"]
+    return f"{100 * means['accuracy']:.2f}{spread}, {agreement}, {spent:.0f}"
 
 
 def main() -> None:
@@ -229,6 +238,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--iterations", type=int, default=2000, help="for each block")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where methods learn")
     parser.add_argument("--report", action="store_true", help="only print what was run before")
     return parser.parse_args()
 

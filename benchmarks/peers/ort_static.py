@@ -17,7 +17,7 @@ ACTIVATIONS = {"s8s8": QuantType.QInt8, "u8s8": QuantType.QUInt8}
 def quantize(job: common.Job) -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(job.model, prepared)
+        _prepare(job.model, prepared)
         if job.preset == "dynamic":
             quantize_dynamic(prepared, job.output, per_channel=True, weight_type=QuantType.QInt8)
             return
@@ -31,6 +31,15 @@ def quantize(job: common.Job) -> None:
             weight_type=QuantType.QInt8,
             calibrate_method=CalibrationMethod.MinMax,
         )
+
+
+def _prepare(model: Path, prepared: Path) -> None:
+    """ONNX Runtime's own preprocessing; without its symbolic shapes where it cannot infer them (dynamic axes)."""
+    try:
+        quant_pre_process(model, prepared)
+    except Exception as error:  # it raises plain exceptions
+        print(f"symbolic shape inference is skipped: {error}")
+        quant_pre_process(model, prepared, skip_symbolic_shape=True)
 
 
 if __name__ == "__main__":

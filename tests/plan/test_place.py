@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 
 from fptq.errors import ConfigError, ModelError
 from fptq.graph.model import Model
@@ -146,3 +150,27 @@ def test_a_transposed_convolution_of_signed_values_gets_zero_point_zero(net) -> 
     (placement,) = (p for p in plan.activations if p.consumer == "ConvTranspose_2")
     assert plan.specs[placement].signed
     assert plan.specs[placement].symmetric
+
+
+def test_shapes_and_stored_tensors_are_no_activations() -> None:
+    """A network of any batch computes its shapes with Concat; a class token is stored and joined to the rest."""
+    proto = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[N, 4, 8] x) => (float[N, M, 8] y)
+        <int64[2] rest = {-1, 8}, int64[1] zero = {0}>
+        {
+            shape = Shape(x)
+            batch = Gather(shape, zero)
+            wanted = Concat<axis = 0>(batch, rest)
+            tall = Reshape(x, wanted)
+            flat = MatMul(tall, w)
+            tokens = Concat<axis = 0>(flat, token)
+            y = MatMul(tokens, w)
+        }""")
+    for name, shape in (("token", (1, 8)), ("w", (8, 8))):
+        proto.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), name))
+    for number, node in enumerate(proto.graph.node):
+        node.name = f"{node.op_type}_{number}"
+    model = Model(graph_model=ir.from_proto(onnx.shape_inference.infer_shapes(proto)))
+    for one in OPENVINO.variants:
+        assert {placement.value for placement in place(model, OPENVINO, one).activations} == {"x", "tokens"}

@@ -151,10 +151,9 @@ def _readers_through(value: ir.Value, transparent: frozenset[str]) -> Iterator[t
 def _activation_specs(
     node: ir.Node, rule: Rule, spec: QuantizerSpec, profile: Profile | None
 ) -> dict[Placement, QuantizerSpec]:
-    indices = range(len(node.inputs)) if rule.family is Family.CONCAT else rule.activations
     specs = {
         Placement(_named(node, index), str(node.name), index): _fitting(node.inputs[index], rule, spec, profile)
-        for index in indices
+        for index in rule.quantized_inputs(node)
     }
     if rule.quantizes_output:
         specs[Placement(str(_fused_output(node, rule).name))] = spec

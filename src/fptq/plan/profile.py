@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
@@ -61,6 +61,10 @@ class Rule:
     zero_point_free: bool = False
     conditions: tuple[Condition, ...] = ()
 
+    def quantized_inputs(self, node: ir.Node) -> Sequence[int]:
+        """Indices of the inputs of a node that get a quantizer: of a Concat all, however many it has."""
+        return range(len(node.inputs)) if self.family is Family.CONCAT else self.activations
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
@@ -111,8 +115,15 @@ def _fits(rule: Rule, node: ir.Node) -> bool:
     needed = max((*rule.activations, rule.weight or 0))
     if len(node.inputs) <= needed:
         return False
-    stored = [query.is_weight(node.inputs[index]) for index in rule.activations]
-    return not any(stored) and (rule.weight is None or query.is_weight(node.inputs[rule.weight]))
+    computed = all(_is_computed(node.inputs[index]) for index in rule.quantized_inputs(node))
+    return computed and (rule.weight is None or query.is_weight(node.inputs[rule.weight]))
+
+
+def _is_computed(value: ir.Value | None) -> bool:
+    """Whether a value is an activation: real numbers that the network computes, not a stored tensor or a shape."""
+    if value is None or query.is_weight(value):
+        return False
+    return value.dtype is None or value.dtype.is_floating_point()
 
 
 def channel_axis(node: ir.Node, rank: int) -> int:
