@@ -1,7 +1,10 @@
 import gzip
 
 import numpy as np
+import onnx
+import onnx_ir as ir
 import pytest
+from onnx import numpy_helper
 
 pytest.importorskip("Bio", reason="needs the extra proteins")
 
@@ -9,8 +12,8 @@ from fptq.errors import ConfigError, DataError, ModelError
 from fptq.feeds.fasta import Protein, is_fasta, read_fasta
 from fptq.feeds.structures import places_in, read_chain
 from fptq.feeds.tokenizer import Vocabulary, open_tokenizer, tokenized
-from fptq.feeds.tokens import MaskedTokens, TokenInput, hidden_places, single_places
-from fptq.graph.model import TensorInfo
+from fptq.feeds.tokens import MaskedTokens, TokenInput, hidden_places, single_places, token_input
+from fptq.graph.model import Model, TensorInfo
 
 ESM = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO", ".", "-", "<null_1>", "<mask>")
 """The vocabulary of ESM-2."""
@@ -228,25 +231,23 @@ def test_where_a_chain_is_in_its_sequence(tmp_path):
         places_in(whole, "GSAGSA")
 
 
+def looked_up(inputs):
+    """A network that looks the rows of a table of 30 vectors up by its input "input_ids"."""
+    body = "y = Gather(table, input_ids)" if "input_ids" in inputs else "y = Identity(table)"
+    proto = onnx.parser.parse_model(f"""
+        <ir_version: 10, opset_import: ["" : 21]> g ({inputs}) => (float[n, t, 4] y) {{ {body} }}""")
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros((30, 4), np.float32), "table"))
+    return Model(graph_model=ir.from_proto(proto))
+
+
 def test_inputs_of_other_networks():
-    from types import SimpleNamespace
-
-    from fptq.feeds.tokens import token_input
-
-    def model(*inputs):
-        return SimpleNamespace(inputs=inputs, graph=SimpleNamespace(initializers={}))
-
-    vocabulary = Vocabulary(tokens=ESM)
-    found = token_input(
-        model(info("attention_mask", "n", "t"), info("input_ids", "n", "t"), info("token_type_ids", "n", "t")),
-        vocabulary,
-    )
-    assert (found.tokens.name, found.mask.name, found.zeros[0].name, found.pad) == (
-        "input_ids",
-        "attention_mask",
-        "token_type_ids",
-        1,
-    )
-    for inputs in ([info("x", "n", 3, dtype=np.float32)], [info("a", "n", "t"), info("b", "n", "t")]):
+    names = ("attention_mask", "input_ids", "token_type_ids")
+    found = token_input(looked_up(", ".join(f"int64[n, t] {name}" for name in names)), Vocabulary(tokens=ESM))
+    assert (found.mask.name, found.tokens.name, found.zeros[0].name) == names
+    assert (found.pad, found.vocabulary) == (1, 30)
+    assert found.feeds(np.array([[29]]), name="p")["input_ids"] == 29
+    with pytest.raises(DataError, match="p has token 30, and the network 30, counted from 0"):
+        found.feeds(np.array([[1, 30]]), name="p")
+    for inputs in ("float[n, 3] x", "int64[n, t] a, int64[n, t] b"):
         with pytest.raises(ModelError, match="takes tokens"):
-            token_input(model(*inputs), vocabulary)
+            token_input(looked_up(inputs), Vocabulary(tokens=ESM))

@@ -17,6 +17,7 @@ from fptq.feeds.tokens import TokenInput, hidden_places
 from fptq.graph.model import TensorInfo
 from fptq.tasks import ProteinOutputs, ProteinTask, interval, paired_drop
 from fptq.tasks.fingerprint import fingerprint
+from fptq.tasks.proteins import GUESS_NOTE
 
 TOKENS = ("<cls>", "<pad>", "<eos>", "<mask>", *"ACDEFGHIKLMNPQRSTVWY")
 VOCABULARY = Vocabulary(tokens=TOKENS)
@@ -288,6 +289,23 @@ def test_the_same_on_the_command_line(folder):
     assert done.exit_code == 0, done.output
     document = json.loads((folder / "out" / "report.json").read_text())
     assert document["quantized"]["scores"]["accuracy"]["value"] > 0.9
+
+
+def test_a_vocabulary_of_more_tokens_than_the_network_has_is_refused(folder):
+    model = network(folder / "model.onnx")
+    (folder / "long.txt").write_text("\n".join([*TOKENS[:4], *map("<{}>".format, range(40)), *TOKENS[4:]]) + "\n")
+    given = {"calibration": "calib.fasta", "validation": "val.fasta", "cache": folder / "cache", **OPTIONS}
+    with pytest.raises(DataError, match=rf"has token \d+, and the network {len(TOKENS)}.*--vocab"):
+        fptq.quantize(model, vocab="long.txt", **given)
+
+
+def test_a_vocabulary_in_another_order_is_noted():
+    def moved(feeds):
+        return {**periodic(feeds), "logits": np.roll(logits_of(feeds["ids"]), 1, axis=2)}
+
+    right, wrong = (task().evaluate(one).notes for one in (periodic, moved))
+    assert GUESS_NOTE in wrong
+    assert GUESS_NOTE not in right
 
 
 def test_a_module_is_exported_with_tokens(folder):

@@ -10,6 +10,7 @@ import numpy as np
 from fptq.errors import ConfigError, DataError, ModelError
 from fptq.feeds.fasta import Protein
 from fptq.feeds.tokenizer import Tokenizer, Tokens, tokenized
+from fptq.graph import query
 from fptq.graph.model import Model, TensorInfo
 from fptq.types import Array, Feeds
 
@@ -27,6 +28,7 @@ class TokenInput:
         zeros: Inputs that are 0 for a single sequence, such as types of segments.
         pad: The token that fills up; None: the tokenizer has none.
         positions: Most tokens that the network can place; None: any number, or not known.
+        vocabulary: Tokens that the network has a vector for; None: not known.
     """
 
     tokens: TensorInfo
@@ -34,6 +36,7 @@ class TokenInput:
     zeros: tuple[TensorInfo, ...] = ()
     pad: int | None = None
     positions: int | None = None
+    vocabulary: int | None = None
 
     @property
     def batch(self) -> int | None:
@@ -56,9 +59,16 @@ class TokenInput:
             name: What they are called in errors.
 
         Raises:
-            DataError: The sequences are too long, or shorter than a fixed length that nothing can fill up.
+            DataError: The sequences are too long, or shorter than a fixed length that nothing can fill up; or a token
+                is of another network's vocabulary.
         """
         count, have = rows.shape
+        if self.vocabulary is not None and int(rows.max(initial=0)) >= self.vocabulary:
+            raise DataError(
+                f"{name} has token {rows.max()}, and the network {self.vocabulary}, counted from 0",
+                rule="the vocabulary is the one that the network was trained with",
+                remedy="Give --vocab the vocab.txt that the network came with",
+            )
         length = self._checked(have, name)
         # What a row of a fixed batch repeats has no effect on the others.
         rows = np.concatenate([rows, np.repeat(rows[-1:], max((self.batch or 0) - count, 0), axis=0)])
@@ -106,7 +116,14 @@ def token_input(model: Model, tokenizer: Tokenizer) -> TokenInput:
             rule="a protein language model takes tokens int[N, T], and may take a mask of the same shape",
             remedy="Export it with these inputs alone",
         )
-    return TokenInput(tokens=rest[0], mask=mask, zeros=zeros, pad=tokenizer.pad_token_id, positions=_positions(model))
+    return TokenInput(
+        tokens=rest[0],
+        mask=mask,
+        zeros=zeros,
+        pad=tokenizer.pad_token_id,
+        positions=_positions(model),
+        vocabulary=_vocabulary(model, rest[0].name),
+    )
 
 
 def mask_token(tokenizer: Tokenizer) -> int:
@@ -197,6 +214,16 @@ def _generator(tokens: Tokens, seed: int, use: int) -> np.random.Generator:
 def _fixed(info: TensorInfo, axis: int) -> int | None:
     size = info.shape[axis] if info.shape is not None else None
     return size if isinstance(size, int) else None
+
+
+def _vocabulary(model: Model, tokens: str) -> int | None:
+    """Rows of the table that the tokens are looked up in; None where they go another way."""
+    source = next(value for value in model.graph.inputs if value.name == tokens)
+    for reader, index in query.readers(source):
+        table = query.static_shape(reader.inputs[0]) if (reader.op_type, index) == ("Gather", 1) else None
+        if table is not None and query.is_weight(reader.inputs[0]):
+            return table[0]
+    return None
 
 
 def _positions(model: Model) -> int | None:

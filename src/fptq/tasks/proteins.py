@@ -29,7 +29,14 @@ EMBEDDING_NOTE = (
     "agreement_embedding, agreement_embedding_sqnr: cosine and SQNR of the residues' vectors against the first "
     "network's, nothing hidden; mean over sequences."
 )
+GUESS_NOTE = (
+    "No more residues are named right than by guessing: check that --vocab is the vocabulary that the network was "
+    "trained with."
+)
 _LISTED = 200
+_GUESSED, _LEAST_CASES = 0.1, 8
+"""Accuracy of hardly more than a guess, the most frequent residue always (about 9 % of them), and how many sequences
+say so."""
 _ROWS, _TOKENS = 16, 4096
 """Most sequences in one run, and most tokens in it: attention takes memory with the square of the length."""
 
@@ -241,6 +248,9 @@ class _Table:
         agreement = [name for name in self.columns if name.startswith("agreement")]
         entries = tuple(_score(name, self.columns[name]) for name in (*measured, *agreement))
         notes = [_NOTES[name] for name in (*measured, *agreement) if name in _NOTES]
+        accuracy = self.columns.get("accuracy", [])
+        if len(accuracy) >= _LEAST_CASES and np.mean(accuracy) < _GUESSED:
+            notes.append(GUESS_NOTE)
         if measured and len(self.columns[measured[0]]) > 1:
             ends = (
                 f"{e.name} {low:.4g} to {high:.4g}" for e in entries[: len(measured)] for low, high in [interval(e)]
