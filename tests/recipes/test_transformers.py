@@ -44,10 +44,11 @@ def tokens(length, seed=0, padding=0):
     return {"input_ids": ids, "attention_mask": mask}
 
 
-def test_keyword_batches_in_and_the_same_call_out(esm, tmp_path):
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_keyword_batches_in_and_the_same_call_out(esm, tmp_path, engine):
     sequences = [tokens(length, seed) for seed, length in enumerate((8, 8, 11, 11, 8, 15, 9, 9))]
     calibration = fptq.bucket_by_length(sequences, batch_size=2)
-    result = fptq.quantize(esm, calibration=calibration, cache=tmp_path, **FAST)
+    result = fptq.quantize(esm, calibration=calibration, cache=tmp_path, **FAST | {"engine": engine})
     module, call = result.as_module(), tokens(23)
     found, expected = module(**call), esm(**call)
     assert type(found) is type(expected)
