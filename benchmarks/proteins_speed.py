@@ -73,7 +73,8 @@ def _split(most: int | None) -> tuple[list[Protein], list[Protein]]:
 
 def _prepare(folder: Folder, calibration: list[Protein]) -> None:
     """Write the float network, of any batch and length, and its calibration samples, unless they are there."""
-    key = hashlib.sha256(Path(__file__).read_bytes() + Path(antiberty.__file__).read_bytes()).hexdigest()
+    source = Path(antiberty.__file__).read_bytes() + f"{CALIBRATION} {SEED} {OPSET}".encode()
+    key = hashlib.sha256(source).hexdigest()
     stamp = folder.root / "made_from"
     if stamp.exists() and stamp.read_text() == key:
         return
@@ -102,7 +103,8 @@ def _prepare(folder: Folder, calibration: list[Protein]) -> None:
 
 
 def _files(folder: Folder, python: Path) -> dict[str, Artifact]:
-    made = [make(tool, preset, folder, python=python) for tool in TOOLS for preset in tool.presets(folder.name)]
+    presets = [(tool, preset) for tool in TOOLS for preset in tool.presets(folder.name)]
+    made = [make(tool, preset, folder, python=python, samples=CALIBRATION) for tool, preset in presets]
     whole = Artifact(tool="float", preset="", path=folder.float_model)
     return {file.label: file for file in (whole, *made)}
 
