@@ -62,8 +62,8 @@ TENSORRT_GPU = Profile(
             version="RTX 1.7.1",
         ),
         Fact(
-            says="activations have one scale, stored weights one for each channel; dequantized weights must stand right "
-            "in front of the product",
+            says="activations have one scale, stored weights one for each channel; dequantized weights must stand "
+            "right in front of the product",
             source=_GUIDE,
             version="10 and later",
         ),
@@ -86,8 +86,8 @@ TENSORRT_GPU = Profile(
             version="10 and later",
         ),
         Fact(
-            says="batch normalisation and ReLU are absorbed between the product and the next quantizer; none belongs in "
-            "between",
+            says="batch normalisation and ReLU are absorbed between the product and the next quantizer; none belongs "
+            "in between",
             source=_GUIDE,
             version="10 and later",
         ),
