@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from fptq.errors import ModelError
 from fptq.graph import query
@@ -49,13 +50,15 @@ def halved(model: ir.Model, *, single: frozenset[str] = NORMALISATIONS) -> ir.Mo
     where a stored scalar or a quantizer's scale is too small to be told in half precision.
 
     Args:
-        model: The network, with the types of its values known; it is not changed.
+        model: The network; it is not changed.
         single: Operations that stay in float32.
 
     Raises:
         ModelError: An operation has subgraphs.
     """
     changed = model.clone()
+    if any(output.dtype is None for node in changed.graph for output in node.outputs if output.name):
+        changed = ShapeInferencePass()(changed).model
     casts = _Casts(graph=changed.graph)
     for node in list(changed.graph):
         _refuse_subgraphs(node)
