@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fptq.cache import Cache, cache_key
+from fptq.cache import cache_key
 from fptq.engines.base import CompileOptions, NodeRun
 from fptq.engines.container import runnable
-from fptq.engines.tensorrt_build import KERNELS, BuildOptions, Extent, plan_of, stored
+from fptq.engines.tensorrt_build import BuildOptions, Extent, plan_of
+from fptq.engines.tensorrt_context import io_names, new_buffers, new_context, new_profiler
 from fptq.engines.tensorrt_file import inputs_of, typed
 from fptq.engines.tensorrt_layers import node_runs
 from fptq.engines.tensorrt_package import api, installed, log, refusal
@@ -96,6 +97,7 @@ class TensorRTSession:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._stream = self._torch.cuda.Stream()
         self._graph: Any = None
+        self._context: Any = None
         self._buffers: dict[str, Any] = {}
         self.load_s, self.engine_bytes = 0.0, 0
         if not self._dynamic:
@@ -116,6 +118,7 @@ class TensorRTSession:
 
     def _load(self) -> None:
         start = time.perf_counter()
+        self._graph = self._context = None  # before the engine that they belong to
         options = BuildOptions(
             device=self._device,
             tf32=self._options.float_precision != "f32",
@@ -129,28 +132,11 @@ class TensorRTSession:
         if self._engine is None:
             raise refusal(f"TensorRT cannot load the engine of {self._path.name} on {self._device}")
         self._kernel_key = cache_key(str(installed()), self._device, hashlib.sha256(plan).hexdigest())
-        self._context, self._kernels = self._new_context()
-        self.output_names = [name for name in self._names() if name not in self._inputs]
+        self._context = new_context(self._engine, self._torch, self._kernel_key)
+        self.output_names = [name for name in io_names(self._engine) if name not in self._inputs]
         self._shapes = {}
         self.engine_bytes = len(plan)
         self.load_s = time.perf_counter() - start
-
-    def _new_context(self) -> tuple[Any, Any]:
-        """An execution context, and RTX's cache of compiled kernels."""
-        config: Any = self._engine.create_runtime_config() if hasattr(self._engine, "create_runtime_config") else None
-        kernels = config.create_runtime_cache() if hasattr(config, "create_runtime_cache") else None
-        if kernels is not None:
-            entry = Cache().get(KERNELS, self._kernel_key)
-            if entry is not None:
-                kernels.deserialize(entry.arrays["bytes"].tobytes())
-            config.set_runtime_cache(kernels)
-        context = self._engine.create_execution_context(*(() if config is None else (config,)))
-        if context is None:
-            raise refusal(f"TensorRT cannot run the engine of {self._path.name} on {self._device}")
-        return context, kernels
-
-    def _names(self) -> Iterator[str]:
-        yield from (self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors))
 
     def __call__(self, feeds: Feeds) -> Feeds:
         """Outputs by name, copied to the host."""
@@ -172,14 +158,14 @@ class TensorRTSession:
     def profile(self, feeds: Feeds, *, runs: int = 3) -> tuple[NodeRun, ...]:
         """Per layer of the engine: what it reads, its kernel and mean time, from the inspector and the profiler."""
         self._bind(feeds)
-        profiler = _profiler()
-        self._context.profiler = profiler
+        context = new_context(self._engine, self._torch, self._kernel_key)  # one that reports times cannot be captured
+        context.connect(self._buffers, self._inputs)
+        context.handle.profiler = profiler = new_profiler()
         for _ in range(runs):
-            self._enqueue()
+            context.enqueue(self._stream)
             self._stream.synchronize()
-        self._context.profiler = None
         inspector = self._engine.create_engine_inspector()
-        inspector.execution_context = self._context
+        inspector.execution_context = context.handle
         information = inspector.get_engine_information(api().LayerInformationFormat.JSON)
         return node_runs(information, {name: spent / runs for name, spent in profiler.spent_ms.items()})
 
@@ -215,26 +201,14 @@ class TensorRTSession:
     def _allocate(self, arrays: Feeds) -> None:
         self._graph, self._shapes = None, {}
         for name, array in arrays.items():
-            if not self._context.set_input_shape(name, array.shape):
+            if not self._context.handle.set_input_shape(name, array.shape):
                 raise DataError(f"{name!r} has shape {list(array.shape)}", rule=f"the model takes {self._inputs[name]}")
-        self._buffers = {}
-        for name in self._names():
-            shape = arrays[name].shape if name in arrays else tuple(self._context.get_tensor_shape(name))
-            if min(shape, default=0) < 0:
-                raise EngineError(
-                    f"the shape of {name!r} depends on the data", rule="buffers are allocated before a run"
-                )
-            dtype = getattr(self._torch, _TORCH[self._engine.get_tensor_dtype(name).name])
-            self._buffers[name] = self._torch.empty(shape, dtype=dtype, device="cuda")
-            self._context.set_tensor_address(name, self._buffers[name].data_ptr())
-
-    def _enqueue(self) -> None:
-        if not self._context.execute_async_v3(self._stream.cuda_stream):
-            raise refusal(f"TensorRT failed on {self._path.name}")
+        self._buffers = new_buffers(self._engine, self._context, self._torch)
+        self._context.connect(self._buffers, self._inputs)
 
     def _launch(self) -> None:
         if self._graph is None:
-            self._enqueue()
+            self._context.enqueue(self._stream)
             return
         with self._torch.cuda.stream(self._stream):
             self._graph.replay()
@@ -242,17 +216,16 @@ class TensorRTSession:
     def _capture(self) -> None:
         """Replay runs from a CUDA graph where the network can be captured and that is faster."""
         for _ in range(2):  # kernels are loaded, and compiled, by the first run
-            self._enqueue()
+            self._context.enqueue(self._stream)
         self._stream.synchronize()
-        if self._kernels is not None:
-            Cache().put(KERNELS, self._kernel_key, stored(bytes(self._kernels.serialize())))
+        self._context.keep_kernels(self._kernel_key)
         plain = self._spent()
-        if not getattr(self._context, "is_stream_capturable", lambda _: True)(self._stream.cuda_stream):
+        if not self._context.capturable(self._stream):
             return
         graph = self._torch.cuda.CUDAGraph()
         try:
             with self._torch.cuda.graph(graph, stream=self._stream):
-                self._enqueue()
+                self._context.enqueue(self._stream)
         except (EngineError, RuntimeError):  # synchronizations inside: the network runs, but not from a graph
             self._torch.cuda.synchronize()
             return
@@ -270,30 +243,3 @@ class TensorRTSession:
         end.record(self._stream)
         end.synchronize()
         return float(start.elapsed_time(end))
-
-
-_TORCH = {
-    "FLOAT": "float32",
-    "HALF": "float16",
-    "BF16": "bfloat16",
-    "INT8": "int8",
-    "INT32": "int32",
-    "INT64": "int64",
-    "UINT8": "uint8",
-    "BOOL": "bool",
-}
-"""torch's names of TensorRT's types."""
-
-
-def _profiler() -> Any:
-    trt = api()
-
-    class Profiler(trt.IProfiler):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.IProfiler.__init__(self)
-            self.spent_ms: dict[str, float] = {}
-
-        def report_layer_time(self, layer_name: str, ms: float) -> None:
-            self.spent_ms[layer_name] = self.spent_ms.get(layer_name, 0.0) + ms
-
-    return Profiler()
