@@ -133,6 +133,8 @@ def parsed(builder: Any, file: Path) -> Any:
             f"node {said.node_name()!r} ({said.node_operator()}): {said.desc()}" if said is not None else "no reason"
         )
         raise EngineError(f"TensorRT refuses {file.name}: {where}")
+    if network.num_outputs == 0:
+        raise EngineError(f"TensorRT finds no outputs in {file.name}", remedy="Check that it is an ONNX file")
     return network
 
 
