@@ -181,7 +181,7 @@ def _engine_facts(session: Any, feeds: Feeds) -> dict[str, Any]:
     """What a TensorRT session says about itself."""
     if not hasattr(session, "engine_bytes"):
         return {}
-    facts = {
+    facts: dict[str, Any] = {
         "engine_mb": session.engine_bytes / 1e6,
         "stated_memory_mb": session.memory_bytes / 1e6,
         "load_s": session.load_s,
@@ -189,8 +189,12 @@ def _engine_facts(session: Any, feeds: Feeds) -> dict[str, Any]:
     }
     try:
         runs = session.profile(feeds)
-    except Exception as error:  # the inspector's format is not promised
-        return {**facts, "layers_error": f"{type(error).__name__}: {error}"[:300]}
+    except Exception as error:  # neither profiler nor inspector is promised on every GPU
+        facts["profiler_error"] = f"{type(error).__name__}: {error}"[:300]
+        try:
+            runs = session.layers()
+        except Exception as inspected:
+            return {**facts, "inspector_error": f"{type(inspected).__name__}: {inspected}"[:300]}
     spent: Counter[str] = Counter()
     for run in runs:
         spent[run.precision or "?"] += run.time_ms

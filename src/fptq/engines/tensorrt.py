@@ -17,7 +17,7 @@ from fptq.cache import cache_key
 from fptq.engines.base import CompileOptions, NodeRun
 from fptq.engines.container import runnable
 from fptq.engines.tensorrt_build import BuildOptions, Extent, plan_of
-from fptq.engines.tensorrt_context import io_names, new_buffers, new_context, new_profiler
+from fptq.engines.tensorrt_context import Context, io_names, new_buffers, new_context, new_profiler
 from fptq.engines.tensorrt_file import inputs_of, typed
 from fptq.engines.tensorrt_layers import node_runs
 from fptq.engines.tensorrt_package import api, installed, log, refusal
@@ -164,10 +164,16 @@ class TensorRTSession:
         for _ in range(runs):
             context.enqueue(self._stream)
             self._stream.synchronize()
+        return self._layers(context, {name: spent / runs for name, spent in profiler.spent_ms.items()})
+
+    def layers(self) -> tuple[NodeRun, ...]:
+        """Per layer of the engine: what it reads and its kernel, without a run."""
+        return self._layers(self._context, {})
+
+    def _layers(self, context: Context, times_ms: Mapping[str, float]) -> tuple[NodeRun, ...]:
         inspector = self._engine.create_engine_inspector()
         inspector.execution_context = context.handle
-        information = inspector.get_engine_information(api().LayerInformationFormat.JSON)
-        return node_runs(information, {name: spent / runs for name, spent in profiler.spent_ms.items()})
+        return node_runs(inspector.get_engine_information(api().LayerInformationFormat.JSON), times_ms)
 
     def _bind(self, feeds: Feeds) -> None:
         """Bring inputs to the GPU; build, allocate and capture where their shapes are new."""
