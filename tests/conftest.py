@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import functools
+import importlib.util
 from collections.abc import Callable
 
 import numpy as np
@@ -10,16 +11,27 @@ import onnx_ir as ir
 import pytest
 from onnx_ir.passes.common import ShapeInferencePass
 
+from fptq.engines import ENGINES
 from fptq.graph.model import Model
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for mark in item.iter_markers("engine"):
-        name = mark.args[0]
-        try:
-            importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+    names = [mark.args[0] for mark in item.iter_markers("engine")]
+    for name in names:
+        there = ENGINES[name].version() is not None if name in ENGINES else importlib.util.find_spec(name) is not None
+        if not there:
             pytest.skip(f"the engine {name} is not installed")
+    if ("tensorrt" in names or any(item.iter_markers("gpu"))) and not has_gpu():
+        pytest.skip("torch finds no CUDA GPU")
+
+
+@functools.cache
+def has_gpu() -> bool:
+    try:
+        import torch
+    except ImportError:
+        return False
+    return torch.cuda.is_available()
 
 
 class Net:

@@ -94,7 +94,7 @@ def test_help_names_every_choice_that_the_recipe_accepts() -> None:
         (["quantize", "tiny.onnx", "--calib", "nowhere"], 4, "nowhere"),
         (["quantize", "tiny.onnx", "--calib", "calib", "-o", "tiny.onnx"], 8, "it is a file"),
         (["inspect", "calib"], 3, "is a folder"),
-        (["bench", "tiny.onnx", "--engine", "tensorrt"], 2, "tensorrt"),
+        (["bench", "tiny.onnx", "--engine", "tensorflow"], 2, "tensorflow"),
         (["bench", "tiny.onnx", "--rounds", "1"], 2, "--rounds"),
         (["sensitivity", "tiny.onnx"], 4, "there is no calibration data"),
         (["sensitivity", "tiny.onnx", "--calib", "calib", "--format", "int8"], 2, "w4a8 means 4-bit weights"),

@@ -27,7 +27,7 @@ def refused(options: dict[str, Any]) -> str:
         ({"preprocess": {"spacng": [1, 1, 1]}}, "'preprocess.spacng'; the nearest one is 'spacing'"),
         ({"zzz": 1}, "the keys are calib, val, labels"),
         ({"threads": "two"}, "threads = 'two' should be a valid integer"),
-        ({"engine": "tensorrt"}, "engine = 'tensorrt' should be 'auto', 'onnxruntime' or 'openvino'"),
+        ({"engine": "tensorflow"}, "engine = 'tensorflow' should be 'auto', 'onnxruntime', 'openvino' or 'tensorrt'"),
         ({"precision": {"a": "int4"}}, "precision.a = 'int4' should be 'int8' or 'float'"),
         ({"precision": "a=int8"}, "precision = 'a=int8' should be a valid table"),
         ({"preprocess": 3}, "preprocess = 3 should be a valid table"),

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fptq.doctor import State, diagnose, memory_gb, packages, processor
-from fptq.engines import DEPLOYABLE
+from fptq.engines import INSTALLABLE
 from fptq.engines.cpu import CpuFeatures
 from fptq.engines.openvino import OpenVINO
 
@@ -16,7 +16,7 @@ def test_the_engines_are_started_and_every_topic_is_covered(tmp_path: Path, monk
     found = diagnose()
     assert {check.topic for check in found} >= {"engine", "package", "processor", "gpu", "disk"}
     engines = {check.name: check for check in found if check.topic == "engine"}
-    assert set(engines) == set(DEPLOYABLE)
+    assert set(engines) == set(INSTALLABLE)
     assert engines["onnxruntime"].found == importlib.metadata.version("onnxruntime")
     assert str(tmp_path) in next(check.found for check in found if check.name == "cache")
     assert not (tmp_path / "none").exists(), "a diagnosis changes nothing"

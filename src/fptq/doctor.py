@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from fptq.cache import Cache, default_folder
-from fptq.engines import DEPLOYABLE, ENGINES
+from fptq.engines import ENGINES, INSTALLABLE
 from fptq.engines.cpu import CpuFeatures, detect
 from fptq.errors import FptqError
 
@@ -67,7 +67,7 @@ def diagnose() -> tuple[Check, ...]:
 
 
 def _engines() -> Iterator[Check]:
-    for name in DEPLOYABLE:
+    for name in INSTALLABLE:
         engine = ENGINES[name]
         version = engine.version()
         if version is None:
@@ -78,7 +78,7 @@ def _engines() -> Iterator[Check]:
             engine.warm_up()
         except (FptqError, ImportError, OSError, RuntimeError) as error:
             found = f"{version}, but it does not start: {error}"
-            remedy = f"pip install --force-reinstall {name}"
+            remedy = getattr(error, "remedy", "") or f"pip install --force-reinstall {name}"
             yield Check(topic="engine", name=name, state=State.WARNING, found=found, remedy=remedy)
         else:
             yield Check(topic="engine", name=name, found=version)
@@ -98,7 +98,7 @@ def packages(requirements: Sequence[str]) -> Iterator[Check]:
         requirements: As `importlib.metadata.requires` gives them, such as `torch>=2.9; extra == "torch"`.
     """
     matches = (match for requirement in requirements if (match := _REQUIREMENT.match(requirement)))
-    seen = {*DEPLOYABLE, "fptq"}
+    seen = {*INSTALLABLE, "fptq"}
     # Several extras may bring a package; the one of its own name brings nothing else.
     for match in sorted(matches, key=lambda match: match["extra"] not in (None, match["name"])):
         if match["name"] not in seen and match["extra"] not in _DEVELOPMENT:
@@ -163,7 +163,9 @@ def _gpu() -> Iterator[Check]:
         yield Check(topic="gpu", name="NVIDIA", found="none (not needed)")
         return
     for line in done.stdout.strip().splitlines():
-        yield Check(topic="gpu", name="NVIDIA", found=f"{line} (not needed: the engines run on the CPU)")
+        yield Check(
+            topic="gpu", name="NVIDIA", found=f"{line} (needed for tensorrt only: the other engines run on the CPU)"
+        )
 
 
 def _memory() -> Iterator[Check]:

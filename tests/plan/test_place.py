@@ -174,3 +174,82 @@ def test_shapes_and_stored_tensors_are_no_activations() -> None:
     model = Model(graph_model=ir.from_proto(onnx.shape_inference.infer_shapes(proto)))
     for one in OPENVINO.variants:
         assert {placement.value for placement in place(model, OPENVINO, one).activations} == {"x", "tokens"}
+
+
+TENSORRT = PROFILES["tensorrt"]
+
+
+def residual(net) -> Model:
+    """Two convolutions whose results meet in an addition, one through a ReLU that others read too."""
+    n = net((1, 16, 8, 8))
+    n.conv(16, 16)
+    skip = n("Relu")
+    n.conv(16, 16)
+    n("Add", skip)
+    n("Relu")
+    n.conv(16, 16)
+    return n.model()
+
+
+@pytest.mark.parametrize("kind", TENSORRT.variants, ids=lambda v: v.name)
+def test_tensorrt_gets_signed_codes_with_zero_point_0_everywhere(cnn: Model, kind: Variant) -> None:
+    plan = place(cnn, TENSORRT, kind)
+    assert plan.activations
+    assert all(plan.specs[p].signed and plan.specs[p].symmetric for p in plan.specs)
+
+
+def test_tensorrt_refuses_to_place_zero_points(cnn: Model) -> None:
+    with pytest.raises(ConfigError, match="zero point 0 only"):
+        place(cnn, TENSORRT, TENSORRT.variants[0], Policy(symmetric=False))
+
+
+def test_an_addition_on_tensorrt_quantizes_its_skip_branch_only(net) -> None:
+    plan = place(residual(net), TENSORRT, variant(TENSORRT, Family.CORE, Family.ADD))
+    assert {p for p in plan.specs if p.consumer == "Add_3"} == {Placement("v1", "Add_3", 1)}
+
+
+def test_of_two_products_that_meet_in_an_addition_the_last_one_is_spared(net) -> None:
+    n = net((1, 16, 8, 8))
+    n.conv(16, 16)
+    entry = n("Relu")
+    shortcut = n.conv(16, 16, kernel=1)
+    n.last = entry
+    n.conv(16, 16)
+    n("Add", shortcut)
+    n("Relu")
+    n.conv(16, 16)
+    plan = place(n.model(), TENSORRT, variant(TENSORRT, Family.CORE, Family.ADD))
+    assert {p for p in plan.specs if p.consumer == "Add_4"} == {Placement("v2", "Add_4", 1)}
+
+
+def test_an_addition_that_is_read_twice_is_not_spared(net) -> None:
+    n = net((1, 16, 8, 8))
+    product = n.conv(16, 16)
+    n("Sigmoid")
+    n("Add", product)
+    n.conv(16, 16)
+    plan = place(n.model(), TENSORRT, variant(TENSORRT, Family.CORE, Family.ADD))
+    assert {p.index for p in plan.specs if p.consumer == "Add_2"} == {0, 1}
+
+
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_a_transposed_convolution_on_tensorrt_has_a_scale_for_each_input_channel(net, rank: int) -> None:
+    n = net((1, 32, *[8] * rank))
+    n("ConvTranspose", n.stored(32, 16, *[2] * rank), strides=[2] * rank, kernel_shape=[2] * rank)
+    n.conv(16, 16, rank=rank)
+    plan = place(n.model(), TENSORRT, TENSORRT.variants[0])
+    scales = {p.consumer: plan.specs[p].granularity for p in plan.weights}
+    assert scales == {"ConvTranspose_0": PerChannel(axis=0), "Conv_1": PerChannel(axis=0)}
+
+
+@pytest.mark.parametrize(("c_in", "c_out", "group"), [(1, 16, 1), (16, 4, 1), (12, 16, 1), (16, 20, 1), (16, 16, 16)])
+def test_channels_that_tensor_cores_would_pad_stay_float_with_the_reason(
+    net, c_in: int, c_out: int, group: int
+) -> None:
+    n = net((1, c_in, 8, 8, 8))
+    n("Conv", n.stored(c_out, c_in // group, 3, 3, 3), kernel_shape=[3] * 3, pads=[1] * 6, group=group)
+    n.conv(c_out, 16, rank=3)
+    n.conv(16, 16, rank=3)
+    plan = place(n.model(), TENSORRT, TENSORRT.variants[0])
+    assert any("tensor cores" in r.reason for r in plan.refusals if r.node == "Conv_0")
+    assert "Conv_2" in {p.consumer for p in plan.weights}

@@ -231,7 +231,10 @@ def bench(
     ctx: typer.Context,
     models: Annotated[list[Path], typer.Argument(metavar="MODEL...", help="ONNX files that take the same input.")],
     engine: Annotated[
-        list[str] | None, typer.Option(metavar="onnxruntime|openvino", help="May be repeated; default: all installed.")
+        list[str] | None,
+        typer.Option(
+            metavar="onnxruntime|openvino|tensorrt", help="May be repeated; default: the CPU's installed ones."
+        ),
     ] = None,
     threads: options.Threads = None,
     rounds: Annotated[int, typer.Option(metavar="N", min=3, help="Timed rounds.")] = 15,

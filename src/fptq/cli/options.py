@@ -36,7 +36,8 @@ Vocab = Annotated[
     str | None, typer.Option(metavar="FILE", help=f"Tokens for --task proteins, one a line, or {_FUNCTION}.")
 ]
 Engine = Annotated[
-    str | None, typer.Option(metavar="auto|onnxruntime|openvino", help="What will run it; auto measures and picks.")
+    str | None,
+    typer.Option(metavar="auto|onnxruntime|openvino|tensorrt", help="What will run it; auto picks of the CPU's."),
 ]
 Observer = Annotated[
     str | None,

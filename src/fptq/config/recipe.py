@@ -38,7 +38,7 @@ class Recipe(Options):
         vocab: Tokens of a protein language model: a file of one a line, or `package.module:function` that returns a
             tokenizer.
         task: What the scores mean.
-        engine: What the int8 model is made for; "auto" measures the installed engines and picks the fastest.
+        engine: What the int8 model is made for; "auto" measures the installed engines of the CPU and picks the fastest.
         recipe: How much is tried, each trial kept only where the output error on held-out samples falls: "fast"
             nothing, "auto" what is cheap, "best" what takes many runs too.
         observer: Estimator of activation ranges; "auto" is what fptq holds to be best.
@@ -87,7 +87,7 @@ class Recipe(Options):
     labels: str | None = None
     vocab: str | None = None
     task: Literal["generic", "segmentation", "classification", "proteins"] = "generic"
-    engine: Literal["auto", "onnxruntime", "openvino"] = "auto"
+    engine: Literal["auto", "onnxruntime", "openvino", "tensorrt"] = "auto"
     recipe: Literal["auto", "fast", "best"] = "auto"
     observer: Literal["auto", "minmax", "moving-average", "percentile", "entropy", "lp"] = "auto"
     percentile: float = Field(default=99.99, gt=50, le=100)

@@ -7,15 +7,19 @@ from types import MappingProxyType
 from fptq.engines.base import CompileOptions, Engine, NodeRun, Session
 from fptq.engines.onnxruntime import OnnxRuntime, Simulation
 from fptq.engines.openvino import OpenVINO
+from fptq.engines.tensorrt import TensorRT
 from fptq.errors import ConfigError, MissingExtra
 
 ENGINES: MappingProxyType[str, Engine] = MappingProxyType(
-    {engine.name: engine for engine in (OnnxRuntime(), OpenVINO(), Simulation())}
+    {engine.name: engine for engine in (OnnxRuntime(), OpenVINO(), TensorRT(), Simulation())}
 )
 """Engines by name."""
 
 DEPLOYABLE = ("openvino", "onnxruntime")
-"""Engines that `engine="auto"` chooses from."""
+"""Engines that `engine="auto"` chooses from: those of the processor that every machine has."""
+
+INSTALLABLE = (*DEPLOYABLE, "tensorrt")
+"""Engines that a user can install."""
 
 
 def engine_named(name: str) -> Engine:
@@ -33,4 +37,4 @@ def engine_named(name: str) -> Engine:
     return engine
 
 
-__all__ = ["DEPLOYABLE", "ENGINES", "CompileOptions", "Engine", "NodeRun", "Session", "engine_named"]
+__all__ = ["DEPLOYABLE", "ENGINES", "INSTALLABLE", "CompileOptions", "Engine", "NodeRun", "Session", "engine_named"]

@@ -16,7 +16,7 @@ class CompileOptions:
     Attributes:
         threads: CPU threads for one run.
         float_precision: What the unquantized remainder runs in: "f32", or "default" for the engine's
-            own choice (bf16 in OpenVINO where the CPU has it).
+            own choice (bf16 in OpenVINO where the CPU has it; "f16" in TensorRT, which takes "tf32" too).
     """
 
     threads: int = 2

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from fptq.graph import query
+from fptq.plan.profile import channel_axis, input_axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class AlignedChannels:
         attributes = query.conv_attributes(node)
         if weight is None or attributes.rank <= self.free_rank:
             return None
-        c_out, c_in = weight[0], weight[1]
+        c_out, c_in = (weight[axis(node, len(weight))] for axis in (channel_axis, input_axis))
         aligned = c_in % self.inputs == 0 and c_out % self.outputs == 0 and c_out >= self.least_outputs
         if aligned and attributes.group == 1:
             return None

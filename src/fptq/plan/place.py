@@ -15,7 +15,7 @@ from fptq.graph.model import Model
 from fptq.graph.placement import Placement
 from fptq.numerics import PerChannel, PerTensor, QuantizerSpec
 from fptq.plan.plan import Plan, Refusal
-from fptq.plan.profile import STORED_WEIGHTS, Family, Profile, Rule, Variant, channel_axis
+from fptq.plan.profile import STORED_WEIGHTS, Family, Profile, Rule, Variant, WeightAxis, scale_axis, spared_operand
 from fptq.plan.ties import agreed, ties_of
 
 
@@ -75,6 +75,7 @@ def survey(model: Model, profile: Profile, variant: Variant, policy: Policy | No
     """
     policy = policy or Policy()
     _check_globs(model, policy)
+    _check_signs(profile, policy)
     specs: dict[Placement, QuantizerSpec] = {}
     weights: set[Placement] = set()
     biases: set[str] = set()
@@ -87,7 +88,7 @@ def survey(model: Model, profile: Profile, variant: Variant, policy: Policy | No
         asked = policy.activation(variant.activation)
         specs |= _activation_specs(node, rule, asked, profile if policy.symmetric is None else None)
         if rule.weight is not None:
-            placement, spec = _weight_spec(node, rule.weight, profile, policy)
+            placement, spec = _weight_spec(node, rule.weight, profile, policy, rule.weight_axis)
             specs[placement] = spec
             weights.add(placement)
         if rule.int32_bias:
@@ -151,9 +152,11 @@ def _readers_through(value: ir.Value, transparent: frozenset[str]) -> Iterator[t
 def _activation_specs(
     node: ir.Node, rule: Rule, spec: QuantizerSpec, profile: Profile | None
 ) -> dict[Placement, QuantizerSpec]:
+    spared = spared_operand(node, rule)
     specs = {
         Placement(_named(node, index), str(node.name), index): _fitting(node.inputs[index], rule, spec, profile)
         for index in rule.quantized_inputs(node)
+        if index != spared
     }
     if rule.quantizes_output:
         specs[Placement(str(_fused_output(node, rule).name))] = spec
@@ -166,7 +169,7 @@ def _fitting(value: ir.Value | None, rule: Rule, spec: QuantizerSpec, profile: P
     A value that is never negative wastes half of a signed range, and its unsigned zero point is 0 anyway.
     """
     assert value is not None
-    if profile is None:
+    if profile is None or profile.signed_only:
         return spec
     unsigned = replace(spec, signed=False, symmetric=False)
     if _never_negative(value, profile.transparent):
@@ -206,10 +209,12 @@ def _fused_output(node: ir.Node, rule: Rule) -> ir.Value:
     return reader.outputs[0] if reader is not None and reader.op_type in rule.fused else output
 
 
-def _weight_spec(node: ir.Node, index: int, profile: Profile, policy: Policy) -> tuple[Placement, QuantizerSpec]:
+def _weight_spec(
+    node: ir.Node, index: int, profile: Profile, policy: Policy, along: WeightAxis = WeightAxis.OUTPUT
+) -> tuple[Placement, QuantizerSpec]:
     value = node.inputs[index]
     assert value is not None
-    axis = channel_axis(node, query.rank(value) or 0)
+    axis = scale_axis(node, query.rank(value) or 0, along)
     granularity = PerChannel(axis=axis) if policy.per_channel else PerTensor()
     spec = profile.weight.with_bits(policy.weight_bits).with_granularity(granularity)
     return Placement(str(value.name), str(node.name), index), spec
@@ -266,6 +271,15 @@ def _check_globs(model: Model, policy: Policy) -> None:
                 rule="globs run over ONNX node names and PyTorch module paths",
                 remedy="`fptq inspect` lists them",
             )
+
+
+def _check_signs(profile: Profile, policy: Policy) -> None:
+    if profile.signed_only and policy.symmetric is False:
+        raise ConfigError(
+            "symmetric = false asks for activations with a zero point",
+            rule=f"{profile.engine} takes signed codes with zero point 0 only",
+            remedy="Leave the option out",
+        )
 
 
 def _nothing(model: Model, profile: Profile, refusals: Sequence[Refusal]) -> ModelError:

@@ -35,6 +35,13 @@ class Fact:
     version: str
 
 
+class WeightAxis(StrEnum):
+    """Along which channels the stored weights of an operation have their scales."""
+
+    OUTPUT = "output"
+    INPUT = "input"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Rule:
     """How one operation is quantized.
@@ -44,6 +51,9 @@ class Rule:
         family: Which variants quantize it.
         activations: Indices of the inputs that get a quantizer.
         weight: Index of the stored weight; None for operations without one.
+        weight_axis: Along which channels that weight has its scales, where it has several.
+        spares: Operations one of whose results is read in float, where nobody else reads it: the kernel that makes it
+            adds the other operands before it rounds.
         quantizes_output: The integer kernel exists only when the result is quantized too.
         fused: Operations that the kernel absorbs before it quantizes its result.
         int32_bias: The kernel wants its bias as int32 codes.
@@ -55,6 +65,8 @@ class Rule:
     family: Family
     activations: tuple[int, ...] = (0,)
     weight: int | None = None
+    weight_axis: WeightAxis = WeightAxis.OUTPUT
+    spares: frozenset[str] = frozenset()
     quantizes_output: bool = False
     fused: frozenset[str] = frozenset()
     int32_bias: bool = False
@@ -89,6 +101,7 @@ class Profile:
         rules: One for each operation that has an integer kernel.
         variants: Placements worth measuring, the most accurate first.
         unsigned_behind: Operations behind which a signed quantizer must not stand.
+        signed_only: Activations have signed codes with zero point 0, whatever their values are.
         transparent: Operations that pass codes through unchanged: a quantizer behind them moves in front of them.
         passes: Names of the rewrites that the engine gains by (see `fptq.rewrite`).
         facts: Why the rules are what they are.
@@ -100,6 +113,7 @@ class Profile:
     variants: tuple[Variant, ...]
     transparent: frozenset[str] = frozenset()
     unsigned_behind: frozenset[str] = frozenset()
+    signed_only: bool = False
     passes: tuple[str, ...] = ()
     facts: tuple[Fact, ...] = ()
 
@@ -142,6 +156,11 @@ def channel_axis(node: ir.Node, rank: int) -> int:
             return 0
 
 
+def scale_axis(node: ir.Node, rank: int, along: WeightAxis) -> int:
+    """The axis of a weight that has a scale for every entry."""
+    return input_axis(node, rank) if along is WeightAxis.INPUT else channel_axis(node, rank)
+
+
 def input_axis(node: ir.Node, rank: int) -> int:
     """The axis of a weight that runs over input channels (of one group)."""
     match node.op_type:
@@ -153,3 +172,19 @@ def input_axis(node: ir.Node, rank: int) -> int:
             return 1 - channel_axis(node, rank)
         case _:
             return 1
+
+
+def spared_operand(node: ir.Node, rule: Rule) -> int | None:
+    """The index of the operand that the kernel which computes it adds to the others; of several the one made last."""
+    made = {index: _sole_maker(node, index) for index in rule.activations}
+    products = {index: maker for index, maker in made.items() if maker is not None and maker.op_type in rule.spares}
+    if not products or node.graph is None:
+        return None
+    order = {other: at for at, other in enumerate(node.graph)}
+    return max(products, key=lambda index: order[products[index]])
+
+
+def _sole_maker(node: ir.Node, index: int) -> ir.Node | None:
+    """What computes an operand that nobody else reads."""
+    value = node.inputs[index]
+    return value.producer() if value is not None and query.sole_reader(value) is node else None

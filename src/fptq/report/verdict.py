@@ -14,7 +14,12 @@ NOISE = 0.02
 
 Tone = Literal["good", "neutral", "bad"]
 
-_ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "simulated": "the simulation"}
+_ENGINES = {
+    "openvino": "OpenVINO",
+    "onnxruntime": "ONNX Runtime",
+    "tensorrt": "TensorRT",
+    "simulated": "the simulation",
+}
 
 
 def verdict(report: Report) -> str:

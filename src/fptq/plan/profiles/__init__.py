@@ -6,8 +6,9 @@ from types import MappingProxyType
 
 from fptq.plan.profiles.onnxruntime_cpu import ONNXRUNTIME_CPU
 from fptq.plan.profiles.openvino_cpu import OPENVINO_CPU
+from fptq.plan.profiles.tensorrt_gpu import TENSORRT_GPU
 
-PROFILES = MappingProxyType({profile.engine: profile for profile in (ONNXRUNTIME_CPU, OPENVINO_CPU)})
+PROFILES = MappingProxyType({profile.engine: profile for profile in (ONNXRUNTIME_CPU, OPENVINO_CPU, TENSORRT_GPU)})
 """Profiles by engine name."""
 
 __all__ = ["PROFILES"]
