@@ -140,7 +140,7 @@ def test_every_policy_is_in_the_table_and_in_every_profile() -> None:
 def test_the_worst_activation_comes_first(spiky, tmp_path) -> None:
     bench = bench_for(spiky, wanting(), tmp_path)
     spots = worst_spots(bench.best, bench.problem, 2)
-    assert [spot.cut.value for spot in spots][0] == "v3"
+    assert spots[0].cut.value == "v3"
     assert spots[0].sqnr_db < spots[1].sqnr_db
     assert spots[0].rows.shape == (6 * 32, WIDE)
 

@@ -1,4 +1,4 @@
-"""What is known of each channel of some tensors, measured over samples: mean, largest magnitude, both extremes, rows."""
+"""What is known of each channel of some tensors, over samples: mean, largest magnitude, both extremes, rows."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def channel_rows(model: Model, axes: Mapping[str, int], feeds: Iterable[Feeds]) 
 
 def _spread(array: Array) -> Array:
     rows = array.reshape(-1, array.shape[-1])
-    return rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)]
+    spread: Array = rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).astype(int)]
+    return spread
 
 
 def _reduced(

@@ -137,7 +137,9 @@ class _Writer(Insertion):
         graph.remove(node, safe=True)
         for made, label in zip((product, *behind), (f"{name}_of_scaled", f"{name}_rescaled", name), strict=False):
             value = made.outputs[0]
-            value.name, value.shape, value.dtype = label, result.shape, result.dtype
+            value.name, value.shape = label, result.shape
+            if result.dtype is not None:
+                value.dtype = result.dtype
         last.name = name
         self.trace(*behind)
 

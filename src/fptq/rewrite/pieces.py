@@ -1,7 +1,7 @@
 """Channels that reach far in several pieces of one scale: two regions and more in a single product.
 
-What a channel has beyond the ends `[l, h]` of a quantizer is handed on: `x_1 = x - clip(x)`, `x_2 = x_1 - clip(x_1)`, ...
-stand behind the other channels, and behind the rows of the weight stand those rows again, so that
+What a channel has beyond the ends `[l, h]` of a quantizer is handed on: `x_1 = x - clip(x)`, `x_2 = x_1 - clip(x_1)`,
+... stand behind the other channels, and behind the rows of the weight stand those rows again, so that
 `W x = [W W_J W_K ...] [x x_1 x_2 ...]`. Every part is quantized with the same scale, which saturates by itself at its
 ends: the piecewise-linear quantizer whose regions have equal steps, in one product that is a little longer.
 Source: the duplicated rows are outlier channel splitting (Zhao et al., Improving Neural Network Quantization without

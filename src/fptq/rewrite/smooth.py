@@ -221,4 +221,6 @@ def _product(node: ir.Node, index: int) -> tuple[_Reader, ...]:
         return ()
     if len(query.readers(weight)) != 1 or weight.is_graph_output():
         return ()
-    return (_Reader(node=str(node.name), weight=str(weight.name), axis=1 if node.attributes.get_int("transB", 0) else 0),)
+    return (
+        _Reader(node=str(node.name), weight=str(weight.name), axis=1 if node.attributes.get_int("transB", 0) else 0),
+    )

@@ -62,14 +62,14 @@ ONNXRUNTIME_CPU = Profile(
         Fact(says="MatMul without a bias becomes MatMulIntegerToFloat", source=_SOURCE, version=_VERSION),
         Fact(
             says="a scale for each token: codes of rows that are divided by their reach, under one fixed scale, run as "
-            "MatMulIntegerToFloat of u8 x s8; QuantizeLinear with a scale for each row and MatMulInteger of s8 x s8 take "
-            "4 to 5 times as long as static int8",
+            "MatMulIntegerToFloat of u8 x s8; QuantizeLinear with a scale for each row and MatMulInteger of s8 x s8 "
+            "take 4 to 5 times as long as static int8",
             source=_TIMED,
             version=_VERSION,
         ),
         Fact(
             says="MatMulInteger - Cast - Mul(Mul(scale of each row, scale of each column)) is fused into one "
-            "MatMulIntegerToFloat that computes wrong numbers (1 dB); with the two factors one after the other it is right",
+            "MatMulIntegerToFloat that computes wrong numbers (1 dB)",
             source=_TIMED,
             version=_VERSION,
         ),

@@ -70,7 +70,8 @@ OPENVINO_CPU = Profile(
         ),
         Fact(
             says="the sum of two products is not fused into either: the Add, and the activation behind it, which the "
-            "uniform product absorbs, become a pass over the result in f32; that, not the Gather, is what two regions cost",
+            "uniform product absorbs, become a pass over the result in f32; that, not the Gather, is what two "
+            "regions cost",
             source=_MEASURED,
             version="2026.4.1",
         ),

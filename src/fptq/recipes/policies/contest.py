@@ -175,8 +175,7 @@ class Contest:
     def _priced(self, attempt: Attempt, cost: Cost | None) -> Attempt:
         if cost is None:
             return replace(attempt, reason="the engine refuses it")
-        assert attempt.after_db is not None
-        attempt, gain = replace(attempt, cost=cost), attempt.after_db - self.bench.best_db
+        attempt, gain = replace(attempt, cost=cost), self._gain(attempt)
         if cost.at_most > 1 + self.limit:
             return replace(
                 attempt, reason=f"may take {cost.at_most:.3f} of the uniform latency, {1 + self.limit:.3f} is allowed"
@@ -188,25 +187,29 @@ class Contest:
     def _chosen(self, attempts: Sequence[Attempt]) -> int | None:
         """The place of the one that gains most for its time, of those that nothing speaks against."""
         good = {
-            number: (one.after_db - self.bench.best_db) / max(_charged(one), _NOISE)
+            number: self._gain(one) / max(_charged(one), _NOISE)
             for number, one in enumerate(attempts)
-            if not one.reason and one.cost is not None and one.after_db is not None
+            if not one.reason and one.cost is not None
         }
         return max(good, key=lambda number: good[number], default=None)
 
+    def _gain(self, attempt: Attempt) -> float:
+        """Output SQNR over the best so far [dB]."""
+        assert attempt.after_db is not None
+        return attempt.after_db - self.bench.best_db
+
     def _keep(self, spot: Spot, attempt: Attempt, candidate: Refined) -> None:
         assert attempt.after_db is not None
-        note = (
-            f"{attempt.policy} for {spot.cut.value} ({attempt.detail}; its own SQNR {spot.sqnr_db:.1f} -> "
-            f"{attempt.sqnr_db:.1f} dB): output SQNR {self.bench.best_db:.2f} -> {attempt.after_db:.2f} dB on held-out samples"
-        )
+        own = f"its own SQNR {spot.sqnr_db:.1f} -> {attempt.sqnr_db:.1f} dB"
+        output = f"output SQNR {self.bench.best_db:.2f} -> {attempt.after_db:.2f} dB on held-out samples"
+        note = f"{attempt.policy} for {spot.cut.value} ({attempt.detail}; {own}): {output}"
         encoding = replace(candidate.encoding, rewrites=(*candidate.encoding.rewrites, note))
         self.bench.best, self.bench.best_db = replace(candidate, encoding=encoding), attempt.after_db
         self._cost = attempt.cost
 
     def _repeat(self, spot: Spot, choice: Choice) -> None:
         """What a plan says about an activation; a form that is not offered any more becomes the nearest one."""
-        offers = [offer for offer in POLICIES[choice.policy](spot, self.bench)] if choice.policy in POLICIES else []
+        offers = list(POLICIES[choice.policy](spot, self.bench)) if choice.policy in POLICIES else []
         exact = [offer for offer in offers if offer.detail == choice.detail]
         for offer in (exact or offers)[:1]:
             candidate = self._made_by(spot, offer)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fptq.recipes.policies.offer import Offer, rewriting
+from fptq.recipes.policies.offer import Offer
 from fptq.recipes.policies.spots import Spot
 from fptq.recipes.refine import Bench, Refined
 from fptq.rewrite import ProductInput
