@@ -10,6 +10,7 @@ import pytest
 
 from fptq.report.decisions import Gate, NodeRecord, RefusalRecord, Reverted, Trial
 from fptq.report.pictures import Slicing, slices
+from fptq.report.policies import Policies, PolicyDecision, PolicyTrial
 from fptq.report.records import (
     Agreement,
     Calibration,
@@ -293,6 +294,47 @@ def tried() -> tuple[Tried, ...]:
     )
 
 
+def policies() -> Policies:
+    """An activation that got another policy, and one that kept its quantizer."""
+    common = {"local_db": 37.2, "estimate": 0.012, "after_db": 42.18, "rounds": 21}
+    won = PolicyDecision(
+        tensor="gelu_3",
+        readers=("node_MatMul_300",),
+        module="layers.3.contract",
+        local_db=29.7,
+        before_db=41.96,
+        trials=(
+            PolicyTrial(
+                policy="pieces",
+                detail="7 of 2048 channels in up to 2 pieces",
+                local_db=33.1,
+                estimate=0.006,
+                after_db=42.05,
+                latency=1.004,
+                latency_at_most=1.01,
+                more=0.004,
+                rounds=21,
+                reason="per token gains more for its time",
+            ),
+            PolicyTrial(
+                policy="per token",
+                detail="rows scaled to [-0.0625, 1]",
+                latency=1.011,
+                latency_at_most=1.03,
+                more=0.011,
+                kept=True,
+                reason="gains most of the output for its time",
+                **common,
+            ),
+            PolicyTrial(policy="float input", detail="weights stay int8", estimate=0.2, reason="expected to add 20.0%"),
+        ),
+    )
+    stayed = PolicyDecision(tensor="gelu_1", readers=("node_MatMul_164",), local_db=30.4, before_db=42.18)
+    return Policies(
+        budget=0.15, uniform_ms=11.2, latency=1.011, latency_at_most=1.03, decisions=(won, stayed), replayed=False
+    )
+
+
 def build(**changes: Any) -> Report:
     """The report, with some fields changed."""
     generator = np.random.default_rng(7)
@@ -307,6 +349,7 @@ def build(**changes: Any) -> Report:
         "sensitivity": sensitivity(),
         "search": search(),
         "tried": tried(),
+        "policies": policies(),
     }
     return Report(**{**fields, **changes})
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from fptq.errors import EngineError
+from fptq.rewrite import channels
 from fptq.rewrite.channels import channel_extremes, channel_maxima, channel_means
 
 
@@ -31,3 +32,11 @@ def test_a_sample_that_does_not_fit_is_an_error(net) -> None:
     n("Relu")
     with pytest.raises(EngineError, match="channels could not be measured"):
         channel_means(n.model(), {"v0": 1}, [{"x": np.zeros((2, 5, 6), np.float32)}])
+
+
+def test_rows_are_vectors_of_channels_whatever_their_axis(cnn, samples, monkeypatch) -> None:
+    monkeypatch.setattr(channels, "ROWS", 5)
+    found = channels.channel_rows(cnn, {"x": 1, "v0": 1}, samples[:2])
+    assert {name: rows.shape for name, rows in found.items()} == {"x": (10, 4), "v0": (10, 16)}
+    first = np.moveaxis(samples[0]["x"], 1, -1).reshape(-1, 4)
+    np.testing.assert_array_equal(found["x"][[0, 4]], first[[0, -1]])

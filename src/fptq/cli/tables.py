@@ -11,6 +11,7 @@ from rich.text import Text
 
 from fptq.recipes.sensitivity import predicted_db
 from fptq.report import verdict, view
+from fptq.report.policies import conclusion
 from fptq.report.report import Report
 from fptq.report.text import number
 
@@ -36,6 +37,8 @@ def result(report: Report, folder: Path) -> Iterator[RenderableType]:
     yield Text(verdict.verdict(report), style=_TONES[verdict.tone(report)])
     if report.gate is not None and report.gate.conclusion:
         yield report.gate.conclusion
+    if report.policies is not None:
+        yield Text(conclusion(report.policies))
     integer, told = view.realized_share(report)
     if told:
         yield f"{integer} of {told} quantized tensors ran on integers; {len(report.refusals)} nodes were kept float."

@@ -72,7 +72,8 @@ class OpenVINOSession:
             raise EngineError(f"OpenVINO refuses {model.name}: {_first_line(error)}") from error
         self.load_s = time.perf_counter() - start
         self._request = self._compiled.create_infer_request()
-        self.input_names = [port.any_name for port in self._compiled.inputs]
+        # A stripped pair of Q and DQ merges its names into the input's: only the parameter keeps the model's own.
+        self.input_names = [port.node.friendly_name for port in self._compiled.inputs]
         self.output_names = [port.any_name for port in self._compiled.outputs]
 
     def _compile(self, extra: Mapping[str, Any]) -> Any:

@@ -87,6 +87,22 @@ class Variant:
     activation: QuantizerSpec
 
 
+@dataclass(frozen=True, kw_only=True)
+class PolicyCost:
+    """A way to quantize an activation that one scale does not fit, and what it costs on an engine.
+
+    Attributes:
+        policy: Its name (see `fptq.recipes.policies`).
+        overhead: Time that a product takes more with it, as a share, apart from the multiplications that it gains:
+            a guess that saves trials; what is kept has been timed.
+        source: How that was found.
+    """
+
+    policy: str
+    overhead: float
+    source: str
+
+
 STORED_WEIGHTS: Mapping[str, int] = MappingProxyType({"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1})
 """Operations whose weight every engine takes behind a DequantizeLinear, and the index of that input."""
 
@@ -104,6 +120,7 @@ class Profile:
         signed_only: Activations have signed codes with zero point 0, whatever their values are.
         transparent: Operations that pass codes through unchanged: a quantizer behind them moves in front of them.
         passes: Names of the rewrites that the engine gains by (see `fptq.rewrite`).
+        policies: What is offered for activations that one scale does not fit.
         facts: Why the rules are what they are.
     """
 
@@ -115,6 +132,7 @@ class Profile:
     unsigned_behind: frozenset[str] = frozenset()
     signed_only: bool = False
     passes: tuple[str, ...] = ()
+    policies: tuple[PolicyCost, ...] = ()
     facts: tuple[Fact, ...] = ()
 
     def rule_for(self, node: ir.Node) -> Rule | None:

@@ -13,7 +13,7 @@ from fptq.engines.footprint import Footprint, footprint
 from fptq.graph.rest import LARGE, settle
 from fptq.graph.write import file_bytes, save
 from fptq.recipes.describe import environment_record, gate_record, model_record, node_records, refusal_records
-from fptq.recipes.findings import repair_record, search_record, sensitivity_record, tried_records
+from fptq.recipes.findings import policies_record, repair_record, search_record, sensitivity_record, tried_records
 from fptq.recipes.layers import placement_records
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.problem import Problem
@@ -83,6 +83,7 @@ def judge(problem: Problem, prepared: Prepared, *, command: str, because: str, p
         pictures=measured.pictures,
         repair=repair_record(prepared),
         tried=tried_records(prepared.tried),
+        policies=policies_record(prepared),
         sensitivity=sensitivity_record(mix, progress=progress) if mix is not None else None,
         search=search_record(mix) if mix is not None else None,
         seed=problem.recipe.seed,

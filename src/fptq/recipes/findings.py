@@ -8,9 +8,11 @@ from pathlib import Path
 
 from fptq.graph.write import file_bytes, save
 from fptq.recipes.mix import Mix, Point
+from fptq.recipes.policies.decisions import Attempt, Decision
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.refine import Tried
 from fptq.recipes.sensitivity import SensitivityTable, sensitivity_table
+from fptq.report import policies as policy_records
 from fptq.report import repair as repairs
 from fptq.report import search as records
 from fptq.types import Progress, silent
@@ -61,6 +63,49 @@ def _packed_mb(prepared: Prepared) -> float | None:
 def tried_records(tried: Iterable[Tried]) -> tuple[records.Tried, ...]:
     """What was tried to lower the output error, and what it brought."""
     return tuple(records.Tried(**vars(one)) for one in tried)
+
+
+def policies_record(prepared: Prepared) -> policy_records.Policies | None:
+    """What was decided about the activations that lose most; None where nothing was."""
+    found = prepared.policies
+    if found is None:
+        return None
+    return policy_records.Policies(
+        budget=found.limit,
+        uniform_ms=found.uniform_ms,
+        latency=found.cost.ratio if found.cost else None,
+        latency_at_most=found.cost.at_most if found.cost else None,
+        decisions=tuple(_decision(prepared, decision) for decision in found.made),
+        replayed=found.replayed,
+    )
+
+
+def _decision(prepared: Prepared, decision: Decision) -> policy_records.PolicyDecision:
+    return policy_records.PolicyDecision(
+        tensor=decision.value,
+        readers=decision.readers,
+        module=prepared.float_model.module_of(decision.readers[0]),
+        local_db=decision.sqnr_db,
+        before_db=decision.before_db,
+        trials=tuple(_policy_trial(attempt) for attempt in decision.attempts),
+    )
+
+
+def _policy_trial(attempt: Attempt) -> policy_records.PolicyTrial:
+    cost = attempt.cost
+    return policy_records.PolicyTrial(
+        policy=attempt.policy,
+        detail=attempt.detail,
+        local_db=attempt.sqnr_db,
+        estimate=attempt.estimate,
+        after_db=attempt.after_db,
+        latency=cost.ratio if cost else None,
+        latency_at_most=cost.at_most if cost else None,
+        more=cost.more if cost else None,
+        rounds=cost.rounds if cost else 0,
+        kept=attempt.kept,
+        reason=attempt.reason,
+    )
 
 
 def search_record(mix: Mix) -> records.Search:

@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,11 @@ from fptq.plan import PROFILES, Policy, materialize, packed, packs
 from fptq.plan.encoding import Encoding, plan_from_json, plan_to_json
 from fptq.plan.plan import Plan
 from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
+from fptq.recipes.policies.contest import LATENCY_BUDGET, Contest
+from fptq.recipes.policies.decisions import Decisions, choices_of
 from fptq.recipes.problem import Problem
-from fptq.recipes.refine import Tried, refine, unrefined
+from fptq.recipes.refine import EFFORTS, Bench, Refined, Tried, refine, unrefined
 from fptq.recipes.trials import Trials
-from fptq.recipes.two_regions import in_two_regions
 from fptq.rewrite import PASSES
 from fptq.search import Candidates, Outcome
 from fptq.types import Progress, silent
@@ -53,7 +54,8 @@ class Prepared:
         warnings: What the user must know before trusting or using the result.
         mix: The search that chose a precision for every layer; None where there was none.
         repair: How a network of few bits was made; None where it is none.
-        placed: The plan before activations were cut in two regions: what a replay starts from. None: the encoding's.
+        placed: The plan before policies changed it: what a replay starts from. None: the encoding's.
+        policies: What was decided about the activations that lose most; None where nothing was.
     """
 
     engine: Engine
@@ -69,6 +71,7 @@ class Prepared:
     mix: Mix | None = None
     repair: Repair | None = None
     placed: Plan | None = None
+    policies: Decisions | None = None
 
     @cached_property
     def packed(self) -> Model | None:
@@ -140,7 +143,7 @@ def prepare(problem: Problem, given: Placed, *, progress: Progress = silent) -> 
         trials = Trials(problem=problem, engine=given.engine, folder=Path(folder))
         first = unrefined(given.model, given.plan, statistics=given.statistics, recipe=problem.recipe)
         found = refine(first, problem=problem, score=trials.sqnr, progress=progress)
-        found = in_two_regions(found, problem=problem, score=trials.sqnr, progress=progress)
+        found, policies = _contested(found, trials, given.outcome, progress)
     return Prepared(
         engine=given.engine,
         float_model=found.model,
@@ -152,7 +155,32 @@ def prepare(problem: Problem, given: Placed, *, progress: Progress = silent) -> 
         observers=found.observers,
         calibration_s=given.calibration_s,
         placed=given.plan,
+        policies=policies,
     )
+
+
+def _contested(
+    found: Refined, trials: Trials, outcome: Outcome | None, progress: Progress
+) -> tuple[Refined, Decisions | None]:
+    """The network with other policies where they pay, or where a plan says so."""
+    problem = trials.problem
+    choices = choices_of(plan_document_of(problem.recipe.plan)) if problem.recipe.plan is not None else None
+    effort = EFFORTS[problem.recipe.recipe]
+    if not (effort.spots if choices is None else choices):
+        return found, None
+    bench = Bench(problem=problem, effort=effort, score=trials.sqnr, progress=progress, best=found)
+    clock = partial(trials.times, progress=progress) if problem.recipe.gate == "measured" else None
+    contest = Contest(bench=bench, clock=clock, limit=_latency_budget(outcome))
+    decisions = contest.decide() if choices is None else contest.replay(choices)
+    return bench.best, decisions
+
+
+def _latency_budget(outcome: Outcome | None) -> float:
+    """What policies may add: never so much that float would be faster."""
+    if outcome is None:
+        return LATENCY_BUDGET
+    speedup = next(trial.speedup for trial in reversed(outcome.trials) if trial.chosen)
+    return max(0.0, min(LATENCY_BUDGET, speedup - 1))
 
 
 def _unmeasured(candidates: Candidates, statistics: Statistics) -> Plan:
@@ -174,14 +202,17 @@ def policy_of(recipe: Recipe) -> Policy:
     )
 
 
-def plan_document(plan: Plan, problem: Problem, *, outcome: Outcome | None = None) -> dict[str, Any]:
-    """`plan.json`: the plan with the timings that decided it; replayed exactly by `--plan`."""
+def plan_document(
+    plan: Plan, problem: Problem, *, outcome: Outcome | None = None, policies: Decisions | None = None
+) -> dict[str, Any]:
+    """`plan.json`: the plan and the policies, with the timings that decided; replayed exactly by `--plan`."""
     return {
         "format": _PLAN_FORMAT,
         "model_sha256": problem.model.sha256,
         "engine_version": ENGINES[plan.engine].version(),
         "passes": list(PROFILES[plan.engine].passes),
         "timings": [vars(trial) for trial in outcome.trials] if outcome else [],
+        "policies": policies.to_json() if policies else [],
         **plan_to_json(plan),
     }
 
@@ -207,13 +238,18 @@ def plan_of(path: Path) -> Plan:
     Raises:
         ConfigError: It is none, or cannot be read.
     """
+    return plan_from_json(plan_document_of(path))
+
+
+def plan_document_of(path: Path) -> Mapping[str, Any]:
+    """The document of a `plan.json`; see `plan_of`."""
     try:
         document: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} is not a readable plan: {error}") from error
     if not isinstance(document, Mapping) or document.get("format") != _PLAN_FORMAT:
         raise ConfigError(f"{path} is not a plan", rule=f"its format is {_PLAN_FORMAT}")
-    return plan_from_json(document)
+    return document
 
 
 def rewritten(problem: Problem, names: Iterable[str]) -> Model:

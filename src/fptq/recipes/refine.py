@@ -93,14 +93,16 @@ class Effort:
         judges: Held-out samples that judge, at most.
         alphas: Exponents of levelled concatenations that are tried.
         smoothings: Ways to smooth activations that are compared, by name.
-        regions: Activations that are tried with two regions, at most.
+        spots: Activations that other policies are tried on, at most.
+        calibrates_again: Whether such a policy may need another pass over the samples.
         steps: What is tried on a plan, in order.
     """
 
     judges: int
     alphas: tuple[float, ...]
     smoothings: Mapping[str, Smoothing] = field(default_factory=lambda: MappingProxyType({}))
-    regions: int = 0
+    spots: int = 0
+    calibrates_again: bool = False
     steps: tuple[Callable[[Bench], None], ...]
 
 
@@ -325,12 +327,13 @@ _ALPHAS = (0.25, 0.5, 0.75)
 EFFORTS: Mapping[str, Effort] = MappingProxyType(
     {
         "fast": Effort(judges=0, alphas=(), steps=()),
-        "auto": Effort(judges=3, alphas=(0.5,), smoothings=_by_name([0.5]), steps=_CHEAP),
+        "auto": Effort(judges=3, alphas=(0.5,), smoothings=_by_name([0.5]), spots=2, steps=_CHEAP),
         "best": Effort(
             judges=8,
             alphas=_ALPHAS,
             smoothings={**_by_name(_ALPHAS), "logarithmic smoothing": logarithmically_smoothed},
-            regions=8,
+            spots=8,
+            calibrates_again=True,
             steps=(*_CHEAP, _try_measured_biases),
         ),
     }

@@ -108,7 +108,7 @@ class Result:
         self._write_packed(folder / PACKED_FILE)
         save_encoding(self.encoding, folder)
         placed = self.prepared.placed or self.encoding.plan
-        plan = plan_document(placed, self.problem, outcome=self.prepared.outcome)
+        plan = plan_document(placed, self.problem, outcome=self.prepared.outcome, policies=self.prepared.policies)
         (folder / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
         (folder / "run.py").write_text(self._script(), encoding="utf-8")
         (folder / "fptq.toml").write_text(self.problem.recipe.to_toml(), encoding="utf-8")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fptq.calibrate import Statistics
 from fptq.engines import CompileOptions, Engine, Session
+from fptq.engines.benchmark import Timing, interleaved
+from fptq.errors import EngineError
 from fptq.graph.model import Model
 from fptq.graph.rest import LARGE, settle
 from fptq.graph.write import save
@@ -18,8 +21,12 @@ from fptq.search import Candidates, Gate, Outcome
 from fptq.tasks import compare
 from fptq.types import Feeds, Progress
 
+_LOG = logging.getLogger(__name__)
+
 _JUDGES = 3
 """Held-out samples that judge the gate's candidates."""
+_ROUNDS = 21
+"""Timed rounds of policies that take turns with the uniform network."""
 _REMEMBERED = 64_000_000
 """Bytes of float outputs that are kept for the next comparison: beyond, the float network runs again."""
 
@@ -63,6 +70,20 @@ class Trials:
             self._reference = _Reference(session=self._session(self.problem.model, "float"))
         session = self._session(materialize(model, encoding), "judged")
         return tuple(compare(self._reference, session, some).sqnr_db for some in samples)
+
+    def times(self, networks: Mapping[str, tuple[Model, Encoding]], progress: Progress) -> dict[str, Timing]:
+        """Latencies of networks that take turns, as they will run; those that the engine refuses are left out."""
+        sessions: dict[str, Session] = {}
+        for number, (name, (model, encoding)) in enumerate(networks.items()):
+            path = self.folder / f"timed_{number}.onnx"
+            save(materialize(model, encoding), path, limit=LARGE)
+            options = CompileOptions(threads=self.problem.threads, float_precision="default")
+            try:
+                sessions[name] = self.engine.compile(path, options)
+            except EngineError as error:
+                _LOG.warning("%s: %s", name, error)
+        seconds = self.problem.recipe.gate_seconds / 8
+        return interleaved(sessions, self.problem.held_out[0], rounds=_ROUNDS, seconds=seconds, progress=progress)
 
     @property
     def judges(self) -> Sequence[Feeds]:

@@ -10,6 +10,7 @@ from fptq.report import layers, plots_search, text, tradeoff, verdict, view
 from fptq.report.files import write_text
 from fptq.report.limits import limiting
 from fptq.report.plots import histogram_figure, plotly_script, sqnr_figure
+from fptq.report.policies import conclusion
 from fptq.report.report import Report
 from fptq.report.tensors import Scale
 
@@ -76,6 +77,7 @@ def _details(report: Report) -> dict[str, Any]:
         "refusals": layers.refusal_groups(report),
         "operations": layers.operation_times(report),
         "case_tables": layers.case_tables(report),
+        "policies": conclusion(report.policies) if report.policies else "",
         **_search(report),
         "charts": {"figures": figures, "histograms": histograms, "facts": [_facts(row) for row in rows]},
         "plotly": plotly_script() if drawn else None,

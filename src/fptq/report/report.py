@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from fptq.errors import ConfigError
 from fptq.report.decisions import Gate, NodeRecord, Picture, RefusalRecord
 from fptq.report.files import write_text
+from fptq.report.policies import Policies
 from fptq.report.records import (
     Agreement,
     Calibration,
@@ -59,6 +60,7 @@ class Report(Record):
         search: The mixes of precisions that were searched; null where there was no search.
         repair: How codes of few bits were found; null where there are none.
         tried: What was tried to lower the error, in that order.
+        policies: What was decided about the activations that lose most; null where nothing was.
         seed: Seed of everything random.
         command: The command, or the Python call, that reproduces it.
     """
@@ -88,6 +90,7 @@ class Report(Record):
     search: Search | None = None
     repair: Repair | None = None
     tried: tuple[Tried, ...] = ()
+    policies: Policies | None = None
     seed: int
     command: str
 

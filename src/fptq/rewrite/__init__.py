@@ -10,8 +10,11 @@ from fptq.graph.model import Model
 from fptq.rewrite.bias import corrected_biases, input_means, measured_biases, shifted_biases
 from fptq.rewrite.branches import branches_levelled
 from fptq.rewrite.equalize import equalized
-from fptq.rewrite.piecewise import ProductInput, TwoRegions, branched, product_inputs
-from fptq.rewrite.smooth import logarithmically_smoothed, smoothed
+from fptq.rewrite.per_token import takes_tokens, tokens_scaled
+from fptq.rewrite.pieces import Pieces, in_pieces
+from fptq.rewrite.piecewise import TwoRegions, branched
+from fptq.rewrite.product_inputs import ProductInput, product_inputs
+from fptq.rewrite.smooth import logarithmically_smoothed, smooth_readers, smoothed
 from fptq.rewrite.space_to_depth import space_to_depth_stem
 
 PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
@@ -21,18 +24,23 @@ PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
 
 __all__ = [
     "PASSES",
+    "Pieces",
     "ProductInput",
     "TwoRegions",
     "branched",
     "branches_levelled",
     "corrected_biases",
     "equalized",
+    "in_pieces",
     "input_means",
     "logarithmically_smoothed",
     "matmul_add_to_gemm",
     "measured_biases",
     "product_inputs",
     "shifted_biases",
+    "smooth_readers",
     "smoothed",
     "space_to_depth_stem",
+    "takes_tokens",
+    "tokens_scaled",
 ]

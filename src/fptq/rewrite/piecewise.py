@@ -10,9 +10,8 @@ non-overlapping); as two products here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -20,41 +19,15 @@ import onnx_ir as ir
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
-from fptq.graph.rest import put_to_rest
-from fptq.numerics import PerBlock, PerTensor, PiecewiseParams, PiecewiseSpec, QuantizerSpec, UniformParams, branches
+from fptq.numerics import PiecewiseParams, PiecewiseSpec, UniformParams, branches
 from fptq.plan.encoding import Encoding
-from fptq.plan.plan import Plan
-from fptq.plan.profile import STORED_WEIGHTS, input_axis
+from fptq.plan.profile import input_axis
+from fptq.rewrite.insertion import Insertion
+from fptq.rewrite.product_inputs import ProductInput
 from fptq.types import Array
 
-_PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
-_UNBOUNDED = np.finfo(np.float32).max
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProductInput:
-    """An activation that products with stored weights read quantized; other readers are none of its business.
-
-    Attributes:
-        value: Its name.
-        axis: Its channel axis, counted from the first.
-        channels: How many channels it has.
-        readers: Names of the products.
-        spec: The quantizer that they share.
-        weights: Elements of their stored weights.
-    """
-
-    value: str
-    axis: int
-    channels: int
-    readers: tuple[str, ...]
-    spec: QuantizerSpec
-    weights: int
-
-    @property
-    def placements(self) -> tuple[Placement, ...]:
-        """Where the products read it."""
-        return tuple(Placement(self.value, reader, 0) for reader in self.readers)
+UNBOUNDED = np.finfo(np.float32).max
+"""The bound of what is not clipped."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,67 +42,6 @@ class TwoRegions:
 
     params: PiecewiseParams
     channels: tuple[int, ...]
-
-
-def product_inputs(model: Model, plan: Plan) -> tuple[ProductInput, ...]:
-    """The activations of a plan that can be cut in two, in the order of execution.
-
-    Left out are products whose result is quantized too, as ONNX Runtime's convolution asks for: a sum of two rounded
-    results loses more than two regions gain. So are convolutions of several groups, weights with scales by block or of
-    more axes than a matrix, quantizers that moved in front of a Reshape, and activations that share their scale.
-    """
-    found: dict[str, list[ir.Node]] = {}
-    for node in model.graph:
-        if _is_product(node, plan):
-            found.setdefault(str(node.inputs[0].name), []).append(node)  # type: ignore[union-attr]
-    return tuple(one for nodes in found.values() if (one := _product_input(nodes, plan)) is not None)
-
-
-def _product_input(nodes: Sequence[ir.Node], plan: Plan) -> ProductInput | None:
-    """What these readers of one value share; None where they see other channels or other quantizers."""
-    value = nodes[0].inputs[0]
-    dims = query.shape(value)
-    specs = {plan.specs[Placement(str(value.name), str(node.name), 0)] for node in nodes if value is not None}
-    if dims is None or value is None or len(specs) > 1:
-        return None
-    axis = 1 if nodes[0].op_type == "Conv" else len(dims) - 1
-    channels = {weight.shape[input_axis(node, weight.ndim)] for node, weight in _weights(nodes)}
-    if any((node.op_type == "Conv") != (nodes[0].op_type == "Conv") for node in nodes) or channels != {dims[axis]}:
-        return None
-    return ProductInput(
-        value=str(value.name),
-        axis=axis,
-        channels=channels.pop(),
-        readers=tuple(str(node.name) for node in nodes),
-        spec=specs.pop(),
-        weights=sum(weight.size for _, weight in _weights(nodes)),
-    )
-
-
-def _weights(nodes: Sequence[ir.Node]) -> Iterator[tuple[ir.Node, Array]]:
-    for node in nodes:
-        weight = query.constant(node.inputs[STORED_WEIGHTS[node.op_type]])
-        assert weight is not None
-        yield node, weight
-
-
-def _is_product(node: ir.Node, plan: Plan) -> bool:
-    if node.op_type not in _PRODUCTS or node.domain or len(node.inputs) < 2:
-        return False
-    source, weight = (Placement(str(v.name), str(node.name), i) for i, v in enumerate(node.inputs[:2]) if v is not None)
-    if source not in plan.specs or weight not in plan.weights or len(plan.tied(source)) > 1:
-        return False
-    if plan.specs[source].granularity != PerTensor() or isinstance(plan.specs[weight].granularity, PerBlock):
-        return False
-    if node.attributes.get_int("group", 1) != 1 or node.attributes.get_int("transA", 0) == 1:
-        return False
-    if node.op_type != "Conv" and query.rank(node.inputs[1]) != 2:
-        return False
-    result = node.outputs[0]
-    reader = query.sole_reader(result)
-    return not any(
-        Placement(str(value.name)) in plan.specs for value in (result, *(reader.outputs if reader is not None else ()))
-    )
 
 
 def branched(model: Model, encoding: Encoding, *, cut: ProductInput, regions: TwoRegions) -> tuple[Model, Encoding]:
@@ -212,20 +124,12 @@ class _Sibling:
 
 
 @dataclass(kw_only=True)
-class _Writer:
+class _Writer(Insertion):
     """Cuts one activation of a clone of a model."""
 
-    model: Model
-    cut: ProductInput
     channels: tuple[int, ...]
     low: Array
     high: Array
-    changed: ir.Model = field(init=False)
-    origin: dict[str, tuple[str, ...]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.changed = self.model.clone()
-        self.origin = dict(self.model.origin)
 
     @property
     def whole(self) -> bool:
@@ -237,37 +141,33 @@ class _Writer:
         centre, tail = self._centre(source), self._tail(source)
         return [self._beside(query.node_named(self.changed, name), centre, tail) for name in self.cut.readers]
 
-    def finished(self) -> Model:
-        put_to_rest(self.changed)
-        return replace(self.model, graph_model=self.changed, origin=MappingProxyType(self.origin))
-
     def _centre(self, source: ir.Value) -> ir.Value:
         """What lies between the breakpoints; all of a channel that has no tail: the sum is `x` for every input."""
         name = f"{self.cut.value}_centre"
         if self.whole:
-            return self._op("Clip", [source, *self._bounds()], name, like=source)
+            return self.op("Clip", [source, *self._bounds()], name, like=source)
         rank = query.rank(source)
         assert rank is not None
         found = source
-        for op, end, free in (("Max", self.low, -_UNBOUNDED), ("Min", self.high, _UNBOUNDED)):
+        for op, end, free in (("Max", self.low, -UNBOUNDED), ("Min", self.high, UNBOUNDED)):
             ends = np.full((self.cut.channels, *[1] * (rank - 1 - self.cut.axis)), free, np.float32)
             ends[list(self.channels)] = end
-            bounds = self._stored(f"{name}_{op.lower()}", ends)
-            found = self._op(op, [found, bounds], name if op == "Min" else f"{name}_floored", like=source)
+            bounds = self.stored(f"{name}_{op.lower()}", ends)
+            found = self.op(op, [found, bounds], name if op == "Min" else f"{name}_floored", like=source)
         return found
 
     def _tail(self, source: ir.Value) -> ir.Value:
         """What exceeds the breakpoints, of the channels where something does."""
         name, taken = f"{self.cut.value}_tail", source
         if not self.whole:
-            indices = self._stored(f"{name}_channels", np.asarray(self.channels, np.int64))
-            taken = self._op("Gather", [source, indices], f"{name}_gathered", like=source, axis=self.cut.axis)
+            indices = self.stored(f"{name}_channels", np.asarray(self.channels, np.int64))
+            taken = self.op("Gather", [source, indices], f"{name}_gathered", like=source, axis=self.cut.axis)
             if source.shape is not None:
                 dims = list(source.shape)
                 dims[self.cut.axis] = len(self.channels)
                 taken.shape = ir.Shape(dims)
-        within = self._op("Clip", [taken, *self._bounds()], f"{name}_within", like=taken)
-        return self._op("Sub", [taken, within], name, like=taken)
+        within = self.op("Clip", [taken, *self._bounds()], f"{name}_within", like=taken)
+        return self.op("Sub", [taken, within], name, like=taken)
 
     def _beside(self, node: ir.Node, centre: ir.Value, tail: ir.Value) -> _Sibling:
         """Let a product read the centre, and add that of the tail to it."""
@@ -291,7 +191,7 @@ class _Writer:
             value.name, value.shape = label, result.shape
             if result.dtype is not None:
                 value.dtype = result.dtype
-        self._trace(sibling, total)
+        self.trace(sibling, total)
         return _Sibling(
             node=str(node.name),
             name=str(sibling.name),
@@ -305,35 +205,8 @@ class _Writer:
     def _part(self, node: ir.Node, weight: ir.Value, axis: int) -> ir.Value:
         content = query.constant(weight)
         assert content is not None
-        return self._stored(f"{node.name}_tail_weight", np.take(content, self.channels, axis=axis))
+        return self.stored(f"{node.name}_tail_weight", np.take(content, self.channels, axis=axis))
 
     def _bounds(self) -> list[ir.Value]:
         ends = {"low": self.low, "high": self.high}
-        return [self._stored(f"{self.cut.value}_{name}", np.asarray(end, np.float32)) for name, end in ends.items()]
-
-    def _op(self, op: str, inputs: list[ir.Value], name: str, *, like: ir.Value, **attributes: int) -> ir.Value:
-        """A node right behind the last of what it works on."""
-        node = ir.node(op, inputs, attributes, name=f"{name}_{op}")
-        makers, graph = [maker for value in inputs if (maker := value.producer()) is not None], self.changed.graph
-        if makers:
-            graph.insert_after(makers[-1], node)
-        else:
-            graph.insert_before(graph[0], node)
-        found = node.outputs[0]
-        found.name, found.shape = name, like.shape
-        if like.dtype is not None:
-            found.dtype = like.dtype
-        self._trace(node)
-        return found
-
-    def _stored(self, name: str, content: Array) -> ir.Value:
-        """A stored tensor, made once for each name."""
-        initializers = self.changed.graph.initializers
-        if name not in initializers:
-            self.changed.graph.register_initializer(ir.val(name, const_value=ir.tensor(content, name=name)))
-        return initializers[name]
-
-    def _trace(self, *nodes: ir.Node) -> None:
-        """New nodes come from what the user calls the products."""
-        sources = (name for reader in self.cut.readers for name in self.model.origin.get(reader, ()))
-        self.origin.update(dict.fromkeys((str(node.name) for node in nodes), tuple(dict.fromkeys(sources))))
+        return [self.stored(f"{self.cut.value}_{name}", np.asarray(end, np.float32)) for name, end in ends.items()]

@@ -13,7 +13,7 @@ Source: Li et al., FPTQ: Fine-grained Post-Training Quantization for Large Langu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +35,7 @@ LARGEST = 1e4
 class _Reader:
     """A product with a stored matrix that nobody else reads; `axis` is the one of its inputs."""
 
+    node: str
     weight: str
     axis: int
 
@@ -52,6 +53,16 @@ class _Norm:
     node: str
     output: str
     readers: tuple[_Reader, ...]
+
+    def feeds(self, products: Collection[str]) -> bool:
+        """Whether one of these products reads it."""
+        return any(reader.node in products for reader in self.readers)
+
+
+def smooth_readers(model: Model, product: str) -> frozenset[str]:
+    """Every product that reads what this one reads, where that is a norm that can be divided; else none."""
+    norms = (norm for norm in _norms(model) if norm.feeds({product}))
+    return frozenset(reader.node for norm in norms for reader in norm.readers)
 
 
 def smoothed(model: Model, feeds: Iterable[Feeds], *, alpha: float = 0.5) -> Model | None:
@@ -74,15 +85,19 @@ def smoothed(model: Model, feeds: Iterable[Feeds], *, alpha: float = 0.5) -> Mod
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha = {alpha}: it is between 0 and 1")
-    return _rescaled(model, feeds, lambda activations, weights: _factors(activations, weights, alpha))
+    norms = tuple(_norms(model))
+    return _rescaled(model, feeds, norms, lambda activations, weights: _factors(activations, weights, alpha))
 
 
-def logarithmically_smoothed(model: Model, feeds: Iterable[Feeds]) -> Model | None:
+def logarithmically_smoothed(
+    model: Model, feeds: Iterable[Feeds], *, readers: Collection[str] | None = None
+) -> Model | None:
     """The same with the factors of logarithmic equalization, which ask the activations alone.
 
     Args:
         model: The float network.
         feeds: A few samples, for the largest magnitude of each channel.
+        readers: Names of products: norms that none of them reads stay as they are. None: all norms are smoothed.
 
     Returns:
         The model; None where there is no norm that can be divided.
@@ -90,12 +105,14 @@ def logarithmically_smoothed(model: Model, feeds: Iterable[Feeds]) -> Model | No
     Raises:
         EngineError: ONNX Runtime failed on a sample.
     """
-    return _rescaled(model, feeds, lambda activations, weights: _logarithmic_factors(activations))
+    norms = tuple(norm for norm in _norms(model) if readers is None or norm.feeds(readers))
+    return _rescaled(model, feeds, norms, lambda activations, weights: logarithmic_factors(activations))
 
 
-def _rescaled(model: Model, feeds: Iterable[Feeds], factors_of: Callable[[Array, Array], Array]) -> Model | None:
-    """The model with its norms divided by what this makes of the maxima of activations and weights, f64[C] each."""
-    norms = tuple(_norms(model))
+def _rescaled(
+    model: Model, feeds: Iterable[Feeds], norms: Sequence[_Norm], factors_of: Callable[[Array, Array], Array]
+) -> Model | None:
+    """The model with norms divided by what this makes of the maxima of activations and weights, f64[C] each."""
     if not norms:
         return None
     maxima = channel_maxima(model, {norm.output: -1 for norm in norms}, feeds)
@@ -117,7 +134,7 @@ def _factors(activations: Array, weights: Array, alpha: float) -> Array:
     return np.where((factors <= LARGEST) & (factors >= 1 / LARGEST), factors, 1.0)
 
 
-def _logarithmic_factors(activations: Array) -> Array:
+def logarithmic_factors(activations: Array) -> Array:
     """FPTQ's factors for each channel, f64[C]; 1 where the channel is all but zero."""
     alive = activations[activations > 0]
     if not alive.size:
@@ -204,4 +221,6 @@ def _product(node: ir.Node, index: int) -> tuple[_Reader, ...]:
         return ()
     if len(query.readers(weight)) != 1 or weight.is_graph_output():
         return ()
-    return (_Reader(weight=str(weight.name), axis=1 if node.attributes.get_int("transB", 0) else 0),)
+    return (
+        _Reader(node=str(node.name), weight=str(weight.name), axis=1 if node.attributes.get_int("transB", 0) else 0),
+    )

@@ -1,0 +1,350 @@
+"""Activations that lose most are tried with other policies; what gains most for its time, within the budget, stays."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+import fptq
+from fptq.cache import Cache
+from fptq.calibrate import collect, needed, observer
+from fptq.config import Recipe
+from fptq.engines import DEPLOYABLE
+from fptq.engines.benchmark import Timing
+from fptq.errors import ConfigError
+from fptq.graph import query
+from fptq.graph.model import Model
+from fptq.graph.write import save
+from fptq.plan import PROFILES, Encoding, place
+from fptq.recipes.policies import POLICIES
+from fptq.recipes.policies.contest import FEW_OFFERS, LATENCY_BUDGET, WORTH_DB, Clock, Contest, Networks
+from fptq.recipes.policies.decisions import Choice, Decision, Decisions, choices_of
+from fptq.recipes.policies.spots import Spot, worst_spots
+from fptq.recipes.problem import Problem
+from fptq.recipes.refine import EFFORTS, Bench, Refined, unrefined
+
+BOTH = [pytest.param(name, marks=pytest.mark.engine(name)) for name in DEPLOYABLE]
+WIDE = 64
+Score = Callable[[Model, Encoding], float]
+
+
+def samples(count: int) -> list[dict[str, np.ndarray]]:
+    rng = np.random.default_rng(1)
+    return [{"x": rng.standard_normal((1, 32, 16)).astype(np.float32)} for _ in range(count)]
+
+
+@pytest.fixture
+def spiky(net: Callable) -> Model:
+    """Layers of one size; between two of them, two channels reach far beyond the others, for few tokens."""
+    n = net((1, 32, 16))
+    n("MatMul", n.stored(16, WIDE))
+    n("Sigmoid")
+    factors, powers = n.stored(WIDE), n.stored(WIDE)
+    stands_out = np.isin(np.arange(WIDE), (5, 40))
+    factors.const_value = ir.tensor(np.where(stands_out, 3, 1).astype(np.float32), name=factors.name)
+    powers.const_value = ir.tensor(np.where(stands_out, 5, 1).astype(np.float32), name=powers.name)
+    n("Mul", factors)
+    n("Pow", powers)
+    weight = n.stored(WIDE, WIDE)
+    content = query.constant(weight)
+    assert content is not None  # what reaches far is worth little
+    weight.const_value = ir.tensor(content * np.where(stands_out, 0.05, 1).astype("f4")[:, None], name=weight.name)
+    n("MatMul", weight)
+    n("Relu")
+    n("MatMul", n.stored(WIDE, WIDE))
+    n("Relu")
+    n("MatMul", n.stored(WIDE, WIDE))
+    return n.model()
+
+
+def bench_for(
+    model: Model, score: Score, folder: Path, *, engine: str = "onnxruntime", found_by: str = "lp", **options: object
+) -> Bench:
+    recipe = Recipe.of({"threads": 1, "engine": engine, "recipe": "best", **options})
+    feeds = samples(8)
+    problem = Problem(
+        model=model,
+        calibration=feeds[2:],
+        held_out=tuple(feeds[:2]),
+        task=None,
+        recipe=recipe,
+        store=Cache(folder),
+    )
+    profile = PROFILES[engine]
+    plan = place(model, profile, profile.variants[0])
+    statistics = collect(model, needed(plan, [observer(found_by)]), problem.calibration)
+    start = unrefined(model, plan, statistics=statistics, recipe=recipe)
+    return Bench(problem=problem, effort=EFFORTS[recipe.recipe], score=score, progress=lambda *_: None, best=start)
+
+
+def decided(
+    model: Model, score: Score, folder: Path, *, clock: Clock | None = None, limit: float = 1.0, **options: object
+) -> tuple[Refined, Decisions]:
+    bench = bench_for(model, score, folder, **options)  # type: ignore[arg-type]
+    decisions = Contest(bench=bench, clock=clock, limit=limit).decide()
+    return bench.best, decisions
+
+
+def spot_of(bench: Bench, value: str) -> Spot:
+    return next(spot for spot in worst_spots(bench.best, bench.problem, 9) if spot.cut.value == value)
+
+
+def policies_in(encoding: Encoding) -> dict[str, str]:
+    """What stands where, by the names that rewrites give."""
+    suffixes = {"_tail": "two regions", "_pieces": "pieces", "_per_token": "per token"}
+    return {
+        p.value.removesuffix(suffix): policy
+        for p in encoding.plan.activations
+        for suffix, policy in suffixes.items()
+        if p.value.endswith(suffix)
+    }
+
+
+def wanting(*policies: str) -> Score:
+    """30 dB, and one more for every activation that has one of these policies."""
+    return lambda model, encoding: 30.0 + sum(one in policies for one in policies_in(encoding).values())
+
+
+def clock(**ratios: float) -> Clock:
+    """Latencies by policy, relative to the uniform network, steady as no machine is."""
+
+    def time(networks: Networks) -> Mapping[str, Timing]:
+        found = {}
+        for name, (_, encoding) in networks.items():
+            factor = np.prod([ratios.get(p.replace(" ", "_"), 1.0) for p in policies_in(encoding).values()])
+            found[name] = Timing(samples=(10.0 * float(factor),) * 7, waited=(0.0,) * 7)
+        return found
+
+    return time
+
+
+def first(decisions: Decisions) -> Decision:
+    return decisions.made[0]
+
+
+def reasons(decision: Decision) -> dict[str, str]:
+    return {attempt.policy: attempt.reason for attempt in decision.attempts}
+
+
+def test_every_policy_is_in_the_table_and_in_every_profile() -> None:
+    for profile in PROFILES.values():
+        assert {cost.policy for cost in profile.policies} == set(POLICIES)
+        assert all(cost.source and cost.overhead >= 0 for cost in profile.policies)
+
+
+def test_the_worst_activation_comes_first(spiky, tmp_path) -> None:
+    bench = bench_for(spiky, wanting(), tmp_path)
+    spots = worst_spots(bench.best, bench.problem, 2)
+    assert spots[0].cut.value == "v3"
+    assert spots[0].sqnr_db < spots[1].sqnr_db
+    assert spots[0].rows.shape == (6 * 32, WIDE)
+
+
+@pytest.mark.parametrize("policy", ["pieces", "two regions", "per token", "float input"])
+def test_an_offer_leaves_what_it_says(spiky, tmp_path, policy: str) -> None:
+    bench = bench_for(spiky, wanting(), tmp_path)
+    spot = spot_of(bench, "v3")
+    offers = list(POLICIES[policy](spot, bench))
+    assert offers
+    for offer in offers:
+        assert offer.policy == policy
+        made = offer.make(bench.best)
+        assert made is not None
+        assert made.encoding.model_sha256 == made.model.sha256
+    assert max(offer.sqnr_db for offer in offers) > spot.sqnr_db + 3 or policy == "per token"
+
+
+def test_pieces_and_tails_are_of_the_channels_that_reach_farthest(spiky, tmp_path) -> None:
+    bench = bench_for(spiky, wanting(), tmp_path)
+    spot = spot_of(bench, "v3")
+    (offer,) = POLICIES["pieces"](spot, bench)
+    made = offer.make(bench.best)
+    assert made is not None
+    channels = query.constant(made.model.graph.initializers["v3_channels_2"])
+    assert channels is not None
+    assert channels.tolist() == [5, 40]
+    tail = next(iter(POLICIES["two regions"](spot, bench)))
+    assert tail.detail == "tail of 2 of 64 channels"
+    made = tail.make(bench.best)
+    assert made is not None
+    end = query.constant(made.model.graph.initializers["v3_high"])
+    assert end is not None  # the others may reach half as far again on other samples
+    assert float(end) == pytest.approx(1.5 * np.delete(spot.high, [5, 40]).max(), rel=0.01)
+
+
+def test_signed_codes_are_not_joined_where_the_engine_reads_them_wrong(spiky, tmp_path) -> None:
+    bench = bench_for(spiky, wanting(), tmp_path, engine="openvino")
+    spot = spot_of(bench, "v3")
+    assert list(POLICIES["pieces"](spot, bench))
+    signed = next(variant for variant in PROFILES["openvino"].variants if variant.activation.signed)
+    plan = place(spiky, PROFILES["openvino"], signed)
+    statistics = collect(spiky, needed(plan, [observer("lp")]), bench.problem.calibration)
+    bench.best = unrefined(spiky, plan, statistics=statistics, recipe=bench.problem.recipe)
+    assert not list(POLICIES["pieces"](spot_of(bench, "v3"), bench))
+
+
+def test_the_cheaper_of_two_that_gain_the_same_wins(spiky, tmp_path) -> None:
+    times = clock(pieces=1.02, two_regions=1.08, per_token=1.3)
+    found, decisions = decided(
+        spiky, wanting("pieces", "two regions", "per token"), tmp_path, clock=times, limit=LATENCY_BUDGET
+    )
+    winner = first(decisions).winner
+    assert winner is not None
+    assert winner.policy == "pieces"
+    assert policies_in(found.encoding)["v3"] == "pieces"
+    assert winner.after_db == first(decisions).before_db + 1
+    assert winner.cost is not None
+    assert (winner.cost.ratio, winner.cost.rounds) == (pytest.approx(1.02), 7)
+    assert "pieces for v3 (" in found.encoding.rewrites[0]
+    assert found.encoding.model_sha256 == found.model.sha256
+
+
+def test_what_may_take_more_than_the_budget_goes(spiky, tmp_path) -> None:
+    times = clock(per_token=LATENCY_BUDGET + 1.01)
+    found, decisions = decided(spiky, wanting("per token"), tmp_path, clock=times, limit=LATENCY_BUDGET)
+    assert policies_in(found.encoding) == {}
+    assert decisions.cost is None
+    assert any("is allowed" in one.reason for one in first(decisions).attempts if one.policy == "per token")
+
+
+def test_all_policies_together_stay_within_the_budget(spiky, tmp_path) -> None:
+    times = clock(per_token=1.06, pieces=1.06, two_regions=1.06)
+    score = wanting("per token", "pieces", "two regions")
+    found, decisions = decided(spiky, score, tmp_path, clock=times, limit=0.13)
+    kept = [one for one in decisions.made if one.winner is not None]
+    assert len(kept) == len(policies_in(found.encoding)) == 2
+    assert decisions.cost is not None
+    assert decisions.cost.ratio == pytest.approx(1.06**2)
+    assert decisions.cost.at_most <= 1.13
+
+
+def test_a_gain_that_is_small_for_its_time_is_not_kept(spiky, tmp_path) -> None:
+    times = clock(per_token=1.10)
+    gain = WORTH_DB * 0.1 - 0.05
+
+    def score(model: Model, encoding: Encoding) -> float:
+        return 30 + gain * ("per token" in policies_in(encoding).values())
+
+    _, decisions = decided(spiky, score, tmp_path, clock=times, limit=0.5)
+    assert all(one.winner is None for one in decisions.made)
+    assert any("are not worth" in one.reason for decision in decisions.made for one in decision.attempts)
+
+
+def test_what_does_not_help_leaves_no_trace(spiky, tmp_path) -> None:
+    found, decisions = decided(spiky, lambda model, encoding: 30.0, tmp_path)
+    assert decisions.made
+    assert all(one.winner is None for one in decisions.made)
+    assert all(attempt.reason for one in decisions.made for attempt in one.attempts)
+    assert found.model is spiky
+    assert found.encoding.rewrites == ()
+
+
+def test_what_is_expected_to_cost_too_much_is_not_run(spiky, tmp_path) -> None:
+    _, decisions = decided(spiky, wanting("per token"), tmp_path, limit=0.0)
+    attempts = [attempt for one in decisions.made for attempt in one.attempts if attempt.policy != "smoothing"]
+    assert attempts
+    assert all(attempt.after_db is None for attempt in attempts)
+
+
+def test_what_the_engine_refuses_is_said(spiky, tmp_path) -> None:
+    def refusing(networks: Networks) -> Mapping[str, Timing]:
+        return {"uniform": Timing(samples=(1.0,) * 3, waited=(0.0,) * 3)}
+
+    _, decisions = decided(spiky, wanting("per token"), tmp_path, clock=refusing)
+    assert "the engine refuses it" in [attempt.reason for one in decisions.made for attempt in one.attempts]
+
+
+def test_the_quick_recipe_runs_a_few_offers_on_two_activations(spiky, tmp_path) -> None:
+    runs: list[Encoding] = []
+
+    def score(model: Model, encoding: Encoding) -> float:
+        runs.append(encoding)
+        return 30.0
+
+    _, decisions = decided(spiky, score, tmp_path, recipe="auto")
+    assert len(decisions.made) == 2
+    assert len(runs) <= 1 + 2 * FEW_OFFERS
+    assert "smoothing" not in reasons(first(decisions))
+
+
+def test_the_fast_recipe_runs_nothing(spiky, tmp_path) -> None:
+    found, decisions = decided(spiky, lambda model, encoding: 30.0, tmp_path, recipe="fast")
+    assert decisions.made == ()
+    assert found.model is spiky
+
+
+def test_an_observer_without_histograms_is_left_its_ranges(spiky, tmp_path) -> None:
+    _, decisions = decided(spiky, wanting("per token"), tmp_path, found_by="minmax", observer="minmax")
+    assert decisions.made == ()
+
+
+def test_one_norm_is_smoothed_where_its_channels_differ(net, tmp_path) -> None:
+    n = net((1, 32, 16))
+    scale = n.stored(16, scale=1.0)
+    scale.const_value = ir.tensor(np.where(np.arange(16) == 3, 30, 1).astype(np.float32), name=scale.name)
+    n("LayerNormalization", scale, n.stored(16), axis=-1)
+    n("MatMul", n.stored(16, WIDE))
+    n("Relu")
+    n("MatMul", n.stored(WIDE, WIDE))
+    model = n.model()
+    bench = bench_for(model, lambda *_: 30.0, tmp_path)
+    spot = spot_of(bench, "v0")
+    (offer,) = POLICIES["smoothing"](spot, bench)
+    made = offer.make(bench.best)
+    assert made is not None
+    before, after = (found.encoding.params[spot.cut.placements[0]].scale for found in (bench.best, made))
+    assert float(after) < 0.5 * float(before)
+    assert offer.sqnr_db > spot.sqnr_db + 3
+    assert bench.computes_the_same("smoothing", made.model)
+    # Behind a Relu there is no norm to divide.
+    assert not list(POLICIES["smoothing"](spot_of(bench, "v2"), bench))
+
+
+def test_a_replay_repeats_choices_without_a_clock(spiky, tmp_path) -> None:
+    found, decisions = decided(spiky, wanting("pieces", "per token"), tmp_path, clock=clock())
+    document = json.loads(json.dumps({"policies": decisions.to_json()}))
+
+    def refuse(networks: Networks) -> Mapping[str, Timing]:
+        raise AssertionError("nothing is timed")
+
+    bench = bench_for(spiky, lambda model, encoding: 30.0, tmp_path)
+    again = Contest(bench=bench, clock=refuse).replay(choices_of(document))
+    assert again.replayed
+    assert policies_in(bench.best.encoding) == policies_in(found.encoding)
+    assert bench.best.model.sha256 == found.model.sha256
+    assert all(one.winner is not None and one.winner.reason == "the plan says so" for one in again.made)
+    gone = Choice(value="no such tensor", policy="pieces", detail="")
+    assert Contest(bench=bench, clock=refuse).replay([gone]).made == ()
+    with pytest.raises(ConfigError, match="not a plan"):
+        choices_of({"policies": [{"tensor": "x"}]})
+
+
+@pytest.mark.parametrize("engine", BOTH)
+def test_a_policy_rescues_an_activation_with_spikes(spiky, tmp_path, engine: str) -> None:
+    save(spiky, tmp_path / "net.onnx")
+    options = {"engine": engine, "threads": 1, "gate": "off", "cache": tmp_path / "cache"}
+    made = fptq.quantize(tmp_path / "net.onnx", calibration=samples(10), recipe=Recipe(recipe="best", **options))
+    decisions = made.prepared.policies
+    assert decisions is not None
+    rescued = next(one for one in decisions.made if one.value == "v3")
+    assert rescued.winner is not None
+    assert rescued.winner.after_db is not None
+    assert rescued.winner.after_db > rescued.before_db + 3
+    assert any(f"{rescued.winner.policy} for v3 " in line for line in made.report.rewrites)
+    without = fptq.quantize(tmp_path / "net.onnx", calibration=samples(10), recipe=Recipe(recipe="fast", **options))
+    assert made.report.agreement.sqnr_db > without.report.agreement.sqnr_db + 3
+    folder = made.save(tmp_path / "out")
+    plan = json.loads((folder / "plan.json").read_text())
+    assert not any(suffix in row["placement"] for row in plan["placements"] for suffix in ("_tail", "_pieces"))
+    again = fptq.quantize(
+        tmp_path / "net.onnx",
+        calibration=samples(10),
+        recipe=Recipe(recipe="best", plan=folder / "plan.json", **options),
+    )
+    assert set(again.encoding.plan.specs) == set(made.encoding.plan.specs)
+    assert again.model.sha256 == made.model.sha256
