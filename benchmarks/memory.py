@@ -160,13 +160,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     """Quantize in this process; the peaks as multiples of the network's size."""
     import fptq
 
-    def quantize(network: object, calibration: object) -> None:
+    def quantize(network: object, calibration: object, gate: str) -> None:
         fptq.quantize(
-            network, calibration=calibration, recipe=arguments.recipe, engine=arguments.engine, gate=arguments.gate,
+            network, calibration=calibration, recipe=arguments.recipe, engine=arguments.engine, gate=gate,
             threads=1, cache=Path(arguments.folder) / "cache",
         )  # fmt: skip
 
-    quantize(make_module(1, 80), samples())  # imports, kernels, thread pools
+    quantize(make_module(1, 80), samples(), "off")  # imports, kernels, thread pools
     size = arguments.bytes
     calibration = samples()
     if arguments.given == "onnx":
@@ -175,7 +175,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     with Watch() as watch:
         time.sleep(0.1)
         network = make_module(arguments.layers) if arguments.given == "module" else Path(arguments.folder) / "model.onnx"
-        quantize(network, calibration)
+        quantize(network, calibration, arguments.gate)
     before = watch.samples[0]
     found: dict[str, object] = {"seconds": round(time.monotonic() - start, 1)}
     for what in ("anon", "rss", "tree"):

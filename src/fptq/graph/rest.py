@@ -100,6 +100,11 @@ def is_large(model: Model) -> bool:
     return sum(value.const_value.nbytes for value in values if value.const_value is not None) >= LARGE
 
 
+def float_weights(model: Model) -> str:
+    """Where the weights of float sessions lie that stay open beside others: see `CompileOptions.weights`."""
+    return "mapped" if is_large(model) else "held"
+
+
 def settle(model: Model) -> None:
     """Between two steps with a large network: unmap its weights, and give back what the last step has used."""
     if is_large(model):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fptq.engines import CompileOptions, Engine, NodeRun, Session
 from fptq.engines.benchmark import Timing, interleaved
 from fptq.engines.footprint import Footprint, footprint
-from fptq.graph.rest import LARGE, settle
+from fptq.graph.rest import LARGE, float_weights, settle
 from fptq.graph.write import file_bytes, save
 from fptq.recipes.describe import environment_record, gate_record, model_record, node_records, refusal_records
 from fptq.recipes.findings import repair_record, search_record, sensitivity_record, tried_records
@@ -99,18 +99,17 @@ def _measure(problem: Problem, prepared: Prepared, progress: Progress) -> _Measu
             name: footprint(contender.path, prepared.engine.name, sample, contender.options)
             for name, contender in contenders.items()
         }
-        sessions = _compiled(contenders, prepared.engine)
+        sessions = _compiled(contenders, prepared.engine, float_weights=float_weights(problem.model))
         timings = interleaved(sessions, sample, rounds=21, seconds=60.0, progress=progress)
-        nodes, float_nodes = sessions[_QUANTIZED].profile(sample), sessions[_DEFAULT].profile(sample)
         agreement = compare(sessions[_FLOAT], _exact(problem, prepared, contenders, sessions), problem.held_out)
         runners: dict[str, Runner] = {_FLOAT: sessions[_FLOAT], _QUANTIZED: sessions[_QUANTIZED]}
-        scores = _scores(problem, runners, progress)
+        scores, pictures = _scores(problem, runners, progress), _pictures(problem, runners)
+        nodes, float_nodes = sessions[_QUANTIZED].profile(sample), sessions[_DEFAULT].profile(sample)
         used = {_FLOAT: "f32", _DEFAULT: _precision(float_nodes), _QUANTIZED: _precision(nodes)}
         variants = {
             name: _variant(contenders[name], timings[name], prints[name], scores.get(name), used[name])
             for name in contenders
         }
-        pictures = _pictures(problem, runners)
     return _Measured(
         timings=timings,
         variants=variants,
@@ -156,13 +155,14 @@ def _written(problem: Problem, prepared: Prepared, folder: Path) -> dict[str, _C
     }
 
 
-def _compiled(contenders: Mapping[str, _Contender], engine: Engine) -> dict[str, Session]:
+def _compiled(contenders: Mapping[str, _Contender], engine: Engine, *, float_weights: str) -> dict[str, Session]:
     sessions: dict[str, Session] = {}
     for name, contender in contenders.items():
         if name == _DEFAULT and engine.computes_in_f32:
             sessions[name] = sessions[_FLOAT]  # a second one would hold the weights once more
         else:
-            sessions[name] = engine.compile(contender.path, contender.options)
+            weights = "held" if name == _QUANTIZED else float_weights
+            sessions[name] = engine.compile(contender.path, replace(contender.options, weights=weights))
     return sessions
 
 

@@ -166,7 +166,8 @@ def _samples_of(model: Model, names: Iterable[str], feeds: Feeds) -> dict[str, A
         outputs = [output.name for output in session.get_outputs()]
         wanted = {i.name for i in session.get_inputs()}
         found = dict(zip(outputs, session.run(outputs, {n: a for n, a in feeds.items() if n in wanted}), strict=True))
-    return {probe.value: np.asarray(found[f"{probe.name}/sample"]) for probe in probes}
+    # Copies: the engine's own arrays keep all that it has allocated.
+    return {probe.value: np.array(found[f"{probe.name}/sample"]) for probe in probes}
 
 
 def _sqnr(exact: Array, changed: Array) -> float:

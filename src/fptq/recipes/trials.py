@@ -9,7 +9,7 @@ from pathlib import Path
 from fptq.calibrate import Statistics
 from fptq.engines import CompileOptions, Engine, Session
 from fptq.graph.model import Model
-from fptq.graph.rest import LARGE, settle
+from fptq.graph.rest import LARGE, float_weights, settle
 from fptq.graph.write import save
 from fptq.plan import Encoding, materialize
 from fptq.recipes.problem import Problem
@@ -60,7 +60,8 @@ class Trials:
     def sqnrs(self, model: Model, encoding: Encoding, *samples: Sequence[Feeds]) -> tuple[float, ...]:
         """The same on several sets of samples, which must outlive this [dB]."""
         if self._reference is None:
-            self._reference = _Reference(session=self._session(self.problem.model, "float"))
+            session = self._session(self.problem.model, "float", weights=float_weights(self.problem.model))
+            self._reference = _Reference(session=session)
         session = self._session(materialize(model, encoding), "judged")
         return tuple(compare(self._reference, session, some).sqnr_db for some in samples)
 
@@ -69,12 +70,12 @@ class Trials:
         """The held-out samples that an output error is measured on."""
         return self.problem.held_out[: EFFORTS[self.problem.recipe.recipe].judges]
 
-    def _session(self, model: Model, name: str) -> Session:
+    def _session(self, model: Model, name: str, *, weights: str = "held") -> Session:
         """A session; the file of an older one of that name is replaced, which is over by then."""
         path = self.folder / f"{name}.onnx"
         save(model, path, limit=LARGE)
         settle(self.problem.model)  # graphs and sessions of earlier trials wait for the collector
-        return self.engine.compile(path, CompileOptions(threads=self.problem.threads))
+        return self.engine.compile(path, CompileOptions(threads=self.problem.threads, weights=weights))
 
 
 @dataclass(kw_only=True)
