@@ -4,7 +4,7 @@ python benchmarks/memory.py                                     every way of giv
 python benchmarks/memory.py --given onnx --recipe auto --engine openvino
 
 Each number is from a fresh process, above what it held when all libraries were loaded and warm: a small network of
-the same kind has been quantized in it. A second process reads `/proc/PID/status` every few milliseconds (a thread
+the same kind has been quantized in it. A second process reads `/proc/PID/status` every ten milliseconds (a thread
 would wait while an engine compiles):
 
 - anon: `RssAnon`, memory that nothing but this process holds and that cannot be dropped. The bars are about this.
@@ -30,7 +30,7 @@ from pathlib import Path
 BARS = {"onnx": 1.6, "module": 2.2}
 """At most this many times the network's size."""
 _WIDTH, _HEADS, _LENGTHS = 1280, 20, (24, 32, 40, 24, 32, 40)
-_PERIOD_S = 0.005
+_PERIOD_S = 0.01
 _SRC = str(Path(__file__).resolve().parent.parent / "src")
 
 
@@ -100,7 +100,11 @@ def _status(process: int) -> tuple[int, int]:
         lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return 0, 0
-    held = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines) if "Rss" in name or name == "VmRSS"}
+    held = {
+        name: int(rest.split()[0]) * 1024
+        for name, _, rest in (line.partition(":") for line in lines)
+        if "Rss" in name or name == "VmRSS"
+    }
     return held.get("RssAnon", 0), held.get("VmRSS", 0)
 
 
@@ -163,7 +167,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     def quantize(network: object, calibration: object, gate: str) -> None:
         fptq.quantize(
             network, calibration=calibration, recipe=arguments.recipe, engine=arguments.engine, gate=gate,
-            threads=1, cache=Path(arguments.folder) / "cache",
+            threads=1, cache=Path(arguments.folder) / f"cache-{arguments.given}-{arguments.recipe}",
         )  # fmt: skip
 
     quantize(make_module(1, 80), samples(), "off")  # imports, kernels, thread pools
@@ -174,7 +178,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     start = time.monotonic()
     with Watch() as watch:
         time.sleep(0.1)
-        network = make_module(arguments.layers) if arguments.given == "module" else Path(arguments.folder) / "model.onnx"
+        network = (
+            make_module(arguments.layers) if arguments.given == "module" else Path(arguments.folder) / "model.onnx"
+        )
         quantize(network, calibration, arguments.gate)
     before = watch.samples[0]
     found: dict[str, object] = {"seconds": round(time.monotonic() - start, 1)}
@@ -194,9 +200,10 @@ def _trace(watch: Watch, before: Sample, size: int) -> list[str]:
         stage = " > ".join(watch.stage(sample.at).split(" > ")[1:7])
         if stage not in highest or sample.anon > highest[stage].anon:
             highest[stage] = sample
+    columns = ((s.anon - before.anon, s.rss - before.rss, s.tree - before.tree) for s in highest.values())
     return [
-        f"{(s.anon - before.anon) / size:6.2f} {(s.rss - before.rss) / size:6.2f} {(s.tree - before.tree) / size:6.2f}  {stage}"
-        for stage, s in highest.items()
+        " ".join(f"{held / size:6.2f}" for held in row) + f"  {stage}"
+        for row, stage in zip(columns, highest, strict=True)
     ]
 
 

@@ -102,7 +102,7 @@ def _load_auto(subject: _Subject, others: Sequence[object]) -> Model:
                     _check(_run(subject.module, other), loaded.made, loaded.exported)
                 return replace(loaded.model, notes=(*loaded.model.notes, *_fixed_notes(loaded.model, axes)))
         except ModelError as error:
-            problem = error.what; print("PROBLEM", repr(error), flush=True)
+            problem = error.what
     model = _export(subject, NONE, torch.export.Dim.AUTO).model
     return replace(model, notes=(*model.notes, f"Exported with fixed shapes: {problem}."))
 
