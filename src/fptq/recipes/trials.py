@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fptq.calibrate import Statistics
 from fptq.engines import CompileOptions, Engine, Session
 from fptq.graph.model import Model
-from fptq.graph.rest import LARGE, float_weights, settle
+from fptq.graph.rest import LARGE, float_weights, is_large, settle
 from fptq.graph.write import save
 from fptq.plan import Encoding, materialize
 from fptq.recipes.problem import Problem
@@ -60,8 +60,10 @@ class Trials:
     def sqnrs(self, model: Model, encoding: Encoding, *samples: Sequence[Feeds]) -> tuple[float, ...]:
         """The same on several sets of samples, which must outlive this [dB]."""
         if self._reference is None:
-            session = self._session(self.problem.model, "float", weights=float_weights(self.problem.model))
-            self._reference = _Reference(session=session)
+            weights = float_weights(self.problem.model)
+            self._reference = _Reference(compiled=lambda: self._session(self.problem.model, "float", weights=weights))
+        if is_large(self.problem.model):
+            self._reference.run_ahead([feeds for part in samples for feeds in part])
         session = self._session(materialize(model, encoding), "judged")
         return tuple(compare(self._reference, session, some).sqnr_db for some in samples)
 
@@ -85,16 +87,27 @@ class _Reference:
     Samples are known by identity: those of the problem, and others that are compared, outlive this.
     """
 
-    session: Session
+    compiled: Callable[[], Session]
+    _session: Session | None = None
     _outputs: dict[int, Feeds] = field(default_factory=dict)
     _bytes: int = 0
 
     def __call__(self, feeds: Feeds) -> Feeds:
         if id(feeds) in self._outputs:
             return self._outputs[id(feeds)]
-        outputs = self.session(feeds)
+        self._session = self._session or self.compiled()
+        outputs = self._session(feeds)
         size = sum(array.nbytes for array in outputs.values())
         if self._bytes + size <= _REMEMBERED:
             self._bytes += size
-            self._outputs[id(feeds)] = outputs
+            # Copies: an engine's own arrays may keep all that it has allocated.
+            self._outputs[id(feeds)] = {name: array.copy() for name, array in outputs.items()}
         return outputs
+
+    def run_ahead(self, samples: Iterable[Feeds]) -> None:
+        """Close the session, if what it says of these samples can be remembered."""
+        for feeds in samples:
+            self(feeds)
+            if id(feeds) not in self._outputs:
+                return
+        self._session = None
