@@ -23,9 +23,9 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 BARS = {"onnx": 1.6, "module": 2.2}
 """At most this many times the network's size."""
@@ -71,11 +71,19 @@ class Watch:
 
     def _follow(self, thread: int) -> None:
         while not self._over.wait(_PERIOD_S):
-            frames = traceback.extract_stack(sys._current_frames()[thread])
-            ours = [f"{Path(f.filename).stem}.{f.name}:{f.lineno}" for f in frames if f.filename.startswith(_SRC)]
-            stage = " > ".join(ours)
+            stage = _stage(sys._current_frames()[thread])
             if not self._stages or self._stages[-1][1] != stage:
                 self._stages.append((time.monotonic(), stage))
+
+
+def _stage(frame: FrameType | None) -> str:
+    """The functions of fptq on a stack; read off the frames, as `traceback` clears the sources that torch reads."""
+    found: list[str] = []
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_SRC):
+            found.append(f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}:{frame.f_lineno}")
+        frame = frame.f_back
+    return " > ".join(reversed(found))
 
 
 def watch_parent() -> None:
