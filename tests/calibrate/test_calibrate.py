@@ -17,6 +17,7 @@ from fptq.calibrate import (
 )
 from fptq.errors import ConfigError, DataError, ModelError
 from fptq.graph.placement import Placement
+from fptq.graph.rest import Shelf
 from fptq.numerics import PerBlock, PerChannel, QuantizerSpec
 from fptq.plan.plan import Plan
 
@@ -176,3 +177,16 @@ def test_the_store_changes_no_number(conv_net, make_samples, tmp_path):
     ]
     for placement in plan().specs:
         assert len({encoding.params[placement].scale.tobytes() for encoding in encodings}) == 1
+
+
+def test_weights_at_rest_give_the_same_numbers_and_are_at_rest_afterwards(conv_net, make_samples):
+    statistics = collect(conv_net, needed(plan((X, RELU)), [MINMAX.observer]), make_samples(2))
+    expected = solve(conv_net, plan((X, RELU)), statistics, options=MINMAX)
+    shelf = Shelf()
+    for name, value in conv_net.graph.initializers.items():
+        value.const_value = shelf.put(value.const_value.numpy(), name=name)
+    found = solve(conv_net, plan((X, RELU)), statistics, options=MINMAX)
+    for placement, params in expected.params.items():
+        np.testing.assert_array_equal(found.params[placement].scale, params.scale)
+        np.testing.assert_array_equal(found.params[placement].zero_point, params.zero_point)
+    assert all(value.const_value.raw is None for value in conv_net.graph.initializers.values())

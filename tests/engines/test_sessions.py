@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -181,3 +182,31 @@ def test_weights_that_are_only_stored_are_not_expanded_in_every_run(cnn: Model, 
     plan = place_weights(cnn, PROFILES["onnxruntime"], Policy())
     session = compiled("onnxruntime", materialize(cnn, calibrate(cnn, plan, samples)), tmp_path)
     assert "DequantizeLinear" not in {run.op for run in session.profile(samples[0])}
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_mapped_weights_compute_the_same_bits(name: str, net, tmp_path) -> None:
+    n = net((1, 8, 256))
+    n("MatMul", n.stored(256, 512))
+    n("Relu")
+    n("MatMul", n.stored(512, 64))
+    x = {"x": np.random.default_rng(0).standard_normal((1, 8, 256)).astype(np.float32)}
+    save(n.model(), tmp_path / "m.onnx", limit=1)
+    held = engine_named(name).compile(tmp_path / "m.onnx", OPTIONS)
+    mapped = engine_named(name).compile(tmp_path / "m.onnx", replace(OPTIONS, weights="mapped"))
+    for output, exact in held(x).items():
+        np.testing.assert_array_equal(mapped(x)[output], exact)
+    assert {run.op for run in mapped.profile(x)} == {run.op for run in held.profile(x)}
+    for output, exact in held(x).items():  # after the profile has closed the session
+        np.testing.assert_array_equal(mapped(x)[output], exact)
+
+
+def test_the_file_of_mapped_weights_goes_with_the_session(cnn: Model, samples, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    save(cnn, tmp_path / "m.onnx")
+    session = engine_named("onnxruntime").compile(tmp_path / "m.onnx", replace(OPTIONS, weights="mapped"))
+    assert list(tmp_path.glob("fptq-*/m.onnx"))
+    session(samples[0])
+    del session
+    gc.collect()
+    assert not list(tmp_path.glob("fptq-*"))

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import pytest
 
 from fptq.graph.model import Model
-from fptq.graph.rest import let_go, put_to_rest
+from fptq.graph.rest import Shelf, let_go, put_to_rest, unmapping
+from fptq.graph.write import save
 
 
 def external(model: Model) -> list[ir.ExternalTensor]:
@@ -52,3 +54,48 @@ def test_the_file_lives_as_long_as_a_clone_and_no_longer(cnn: Model) -> None:
     del clone
     gc.collect()
     assert not folder.exists()
+
+
+def mapped(model: Model) -> list[str]:
+    return [str(tensor.name) for tensor in external(model) if tensor.raw is not None]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "float32"])
+def test_a_shelf_gives_back_what_was_put_there(dtype: str) -> None:
+    shelf, rng = Shelf(), np.random.default_rng(0)
+    arrays = [rng.integers(0, 100, shape).astype(dtype) for shape in [(3, 5), (7,), (2, 2, 2), ()]]
+    tensors = [shelf.put(array, name=f"t{index}") for index, array in enumerate(arrays)]
+    for tensor, array in zip(tensors, arrays, strict=True):
+        assert tensor.numpy().dtype == array.dtype
+        np.testing.assert_array_equal(tensor.numpy(), array)
+
+
+def test_the_file_of_a_shelf_lives_as_long_as_its_tensors() -> None:
+    tensor = Shelf().put(np.arange(6), name="t")
+    folder = Path(tensor.base_dir)
+    gc.collect()
+    np.testing.assert_array_equal(tensor.numpy(), np.arange(6))
+    del tensor
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_the_fingerprint_and_writing_leave_nothing_mapped(cnn: Model, tmp_path: Path) -> None:
+    put_to_rest(cnn.graph_model, large=1)
+    assert len(cnn.sha256) == 64
+    assert mapped(cnn) == []
+    save(cnn, tmp_path / "m.onnx", limit=1)
+    assert mapped(cnn) == []
+
+
+def test_tensors_are_unmapped_while_others_are_written(cnn: Model, tmp_path: Path) -> None:
+    put_to_rest(cnn.graph_model, large=1)
+    at_once, step = [], unmapping()
+
+    def watch(tensor: ir.TensorProtocol, info: object) -> None:
+        step(tensor, info)
+        at_once.append(len(mapped(cnn)))
+
+    ir.save(cnn.clone(), tmp_path / "m.onnx", external_data="m.data", size_threshold_bytes=0, callback=watch)
+    assert len(at_once) > 3
+    assert max(at_once) <= 1

@@ -9,6 +9,7 @@ from fptq.calibrate import CalibrationOptions, calibrate, observer
 from fptq.errors import ModelError
 from fptq.graph import query
 from fptq.graph.model import Model
+from fptq.graph.rest import put_to_rest
 from fptq.numerics import (
     PerBlock,
     PerChannel,
@@ -268,3 +269,19 @@ def test_a_clip_that_others_read_stays(net) -> None:
     made = materialize(model, encoding(plan, {placement: params_from_range(spec, -2.0, 2.0)}))
     quantize = next(node for node in made.graph if node.op_type == "QuantizeLinear")
     assert quantize.inputs[0].name == "v1"
+
+
+def test_codes_of_weights_at_rest_rest_too_and_are_the_same(cnn: Model, samples) -> None:
+    profile = PROFILES["onnxruntime"]
+    found = calibrate(cnn, place(cnn, profile, profile.variants[0]), samples)
+    expected = materialize(cnn, found)
+    put_to_rest(cnn.graph_model, large=1)
+    made = materialize(cnn, found)
+    assert list(made.graph.initializers) == list(expected.graph.initializers)
+    codes = [value for name, value in made.graph.initializers.items() if name.endswith("_quantized")]
+    large = [value for value in codes if value.const_value.nbytes > 1024]
+    assert large
+    assert all(isinstance(value.const_value, ir.ExternalTensor) for value in large)
+    for name, value in expected.graph.initializers.items():
+        np.testing.assert_array_equal(made.graph.initializers[name].const_value.numpy(), value.const_value.numpy())
+    assert [node.op_type for node in made.graph] == [node.op_type for node in expected.graph]

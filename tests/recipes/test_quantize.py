@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import fptq
 from fptq.config import Recipe
 from fptq.errors import ConfigError, DataError, MetricError, OutputError
+from fptq.graph.rest import put_to_rest
 from fptq.graph.write import save
 
 ENGINE = "onnxruntime"
@@ -254,3 +256,13 @@ def test_bench_warns_about_files_made_on_another_processor(tmp_path, cnn, caplog
     save(cnn, tmp_path / "a.onnx", metadata={"fptq.cpu_features": "sve9", "fptq.cpu": "Other CPU"})
     fptq.bench([tmp_path / "a.onnx"], engines=[ENGINE], threads=1, rounds=3)
     assert any("Other CPU" in record.message for record in caplog.records)
+
+
+def test_care_for_memory_changes_no_number(result, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("fptq.graph.rest.LARGE", 1)
+    monkeypatch.setattr("fptq.graph.load.put_to_rest", partial(put_to_rest, large=1))
+    found = fptq.quantize(network(), calibration=images(8), cache=tmp_path, **OPTIONS)
+    assert any(isinstance(v.const_value, ir.ExternalTensor) for v in found.model.graph.initializers.values())
+    assert found.model.sha256 == result.model.sha256
+    assert found.report.agreement == result.report.agreement
+    assert [p.sqnr_local_db for p in found.report.placements] == [p.sqnr_local_db for p in result.report.placements]

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from fptq.calibrate import CalibrationOptions, collect
-from fptq.engines import ENGINES
+from fptq.engines import ENGINES, CompileOptions, Engine, Session
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.numerics import QuantizerSpec
@@ -73,6 +75,40 @@ def test_storage_alone_quantizes_no_activation(cnn: Model) -> None:
     assert stored.encoding.plan.activations == ()
     reasons = {r.reason for r in stored.encoding.plan.refusals}
     assert "measured: float is faster" in reasons
+
+
+class Counting:
+    """An engine that counts how often it compiles the float network."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.floats = engine, list[CompileOptions]()
+        self.name, self.extra, self.computes_in_f32 = engine.name, engine.extra, engine.computes_in_f32
+
+    def compile(self, model: Path, options: CompileOptions) -> Session:
+        if not any(node.op_type == "DequantizeLinear" for node in ir.load(model).graph):
+            self.floats.append(options)
+        return self.engine.compile(model, options)
+
+
+@pytest.mark.parametrize("large", [True, False])
+@pytest.mark.parametrize(("engine", "sessions"), [("openvino", 2), ("onnxruntime", 1)])
+def test_no_float_network_is_compiled_twice(
+    engine: str, sessions: int, large: bool, cnn: Model, samples, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("fptq.graph.rest.LARGE", 1 if large else 1 << 30)
+    made, counting = candidates(cnn, engine), Counting(ENGINES[engine])
+    Gate(
+        engine=counting,
+        float_model=cnn,
+        candidates=made,
+        statistics=collect(cnn, made.statistics_needed(), samples),
+        samples=tuple(samples[:2]),
+        folder=tmp_path,
+        threads=1,
+        rounds=3,
+        seconds=5.0,
+    ).choose()
+    assert [options.weights for options in counting.floats] == ["mapped" if large else "held"] * sessions
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])

@@ -18,6 +18,7 @@ from fptq.calibrate.statistics import STATES, Statistic, Statistics
 from fptq.errors import ConfigError, ModelError
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
+from fptq.graph.rest import unmap
 from fptq.numerics import PerChannel, QuantizerSpec, UniformParams, grouped, ranges, scale_shape
 from fptq.plan.encoding import Encoding
 from fptq.plan.plan import Plan
@@ -97,6 +98,8 @@ def solve(model: Model, plan: Plan, statistics: Statistics, *, options: Calibrat
         if placement not in params:
             tied = sorted(plan.tied(placement))
             params |= dict.fromkeys(tied, _group_params(model, plan, tied, statistics, options))
+            for weight in plan.weights.intersection(tied):
+                unmap(model.graph.initializers[weight.value])
     return Encoding(plan=plan, params={p: params[p] for p in plan.specs}, model_sha256=model.sha256)
 
 

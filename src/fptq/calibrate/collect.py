@@ -19,7 +19,7 @@ from fptq.calibrate.states import Reading
 from fptq.calibrate.statistics import Statistic, Statistics
 from fptq.errors import DataError, EngineError
 from fptq.graph.model import Model
-from fptq.graph.rest import give_back_memory, let_go
+from fptq.graph.rest import give_back_memory, let_go, settle, unmapping
 from fptq.types import Feeds, FeedSource, Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -142,6 +142,8 @@ class _Walk:
             self._checkpoint()
             raise
         result = usable.merged(self.fresh)
+        self.measure = None
+        settle(self.model)
         self.shelf.finish(result)
         return result
 
@@ -197,7 +199,7 @@ def _compiled(model: Model, asked: tuple[Statistic, ...], threads: int) -> _Meas
         # Through a file: networks may be larger than one protobuf message, and the engine then maps the weights.
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             path = Path(folder) / "model.onnx"
-            ir.save(graph_model, path, external_data="weights.bin")
+            ir.save(graph_model, path, external_data="weights.bin", callback=unmapping())
             let_go(model)  # the session has weights of its own
             session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common base

@@ -17,10 +17,14 @@ class CompileOptions:
         threads: CPU threads for one run.
         float_precision: What the unquantized remainder runs in: "f32", or "default" for the engine's
             own choice (bf16 in OpenVINO where the CPU has it; "f16" in TensorRT, which takes "tf32" too).
+        weights: Where the engine's weights lie: "held" in memory, or "mapped" from a temporary file in the form that
+            its kernels read, so that they can leave memory when it is short. Same kernels, same results; opening
+            takes longer. OpenVINO holds them in either case.
     """
 
     threads: int = 2
     float_precision: str = "f32"
+    weights: str = "held"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import shutil
 import tempfile
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,19 +70,37 @@ class Simulation:
 
 
 _ALL, _NONE = "ORT_ENABLE_ALL", "ORT_DISABLE_ALL"
+_WEIGHTS_BESIDE = {
+    "optimized_model_external_initializers_file_name": "weights.bin",
+    "optimized_model_external_initializers_min_size_in_bytes": "1024",
+    "save_external_prepacked_constant_initializers": "1",
+}
 
 
 class OnnxRuntimeSession:
     """An inference session on the CPU."""
 
     def __init__(self, model: Path, options: CompileOptions, *, optimised: str) -> None:
-        self._path, self._threads, self._optimised = model, options.threads, optimised
+        self._path, self._file, self._threads, self._optimised = model, model, options.threads, optimised
         self._only_stores = optimised == _ALL and _only_stores_integers(model)
+        if options.weights == "mapped":
+            self._file, self._optimised = self._written_as_it_runs(), _NONE
         start = time.perf_counter()
-        self._session = self._open(self._session_options())
+        self._opened = self._open(self._session_options())
         self.load_s = time.perf_counter() - start
-        self.input_names = [i.name for i in self._session.get_inputs()]
-        self.output_names = [o.name for o in self._session.get_outputs()]
+        self.input_names = [i.name for i in self._opened.get_inputs()]
+        self.output_names = [o.name for o in self._opened.get_outputs()]
+
+    @property
+    def _session(self) -> Any:
+        if self._opened is None:
+            self._opened = self._open(self._session_options())
+        return self._opened
+
+    def _close(self) -> None:
+        """Give the weights' memory back; the next run opens the session again."""
+        self._opened = None
+        _give_back_memory()
 
     def _session_options(self) -> Any:
         ort = _import()
@@ -93,8 +113,23 @@ class OnnxRuntimeSession:
             options.add_session_config_entry("session.disable_quant_qdq", "1")
         return options
 
+    def _written_as_it_runs(self) -> Path:
+        """A file of the optimised graph, with weights in the form that its kernels read: sessions of it map them.
+
+        Source: `session.save_external_prepacked_constant_initializers` in onnxruntime_session_options_config_keys.h.
+        """
+        folder = Path(tempfile.mkdtemp(prefix="fptq-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        options = self._session_options()
+        options.optimized_model_filepath = str(folder / self._path.name)
+        for key, value in _WEIGHTS_BESIDE.items():
+            options.add_session_config_entry(f"session.{key}", value)
+        self._open(options)
+        _give_back_memory()
+        return folder / self._path.name
+
     def _open(self, options: Any) -> Any:
-        with runnable(self._path) as file:
+        with runnable(self._file) as file:
             try:
                 return _import().InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime raises a family of unrelated pybind exceptions
@@ -124,16 +159,20 @@ class OnnxRuntimeSession:
             options = self._session_options()
             options.enable_profiling = True
             options.profile_file_prefix = str(Path(folder) / "profile")
-            self._session = None  # a session that profiles, beside it, would hold the weights once more
-            try:
-                session = self._open(options)
-                for _ in range(runs + 1):
-                    session.run(self.output_names, {name: feeds[name] for name in self.input_names})
-                events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-                del session
-            finally:
-                self._session = self._open(self._session_options())
+            self._close()  # a session that profiles, beside it, would hold the weights once more
+            session = self._open(options)
+            for _ in range(runs + 1):
+                session.run(self.output_names, {name: feeds[name] for name in self.input_names})
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+            del session
+            self._close()
         return _node_runs(events, runs + 1)
+
+
+def _give_back_memory() -> None:
+    from fptq.graph.rest import give_back_memory  # the graph library takes a second to import
+
+    give_back_memory()
 
 
 def _only_stores_integers(path: Path) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fptq.errors import ModelError
+from fptq.graph.rest import unmap
 from fptq.graph.signature import ModuleSignature
 
 Dim = int | str | None
@@ -97,6 +98,7 @@ class Model:
             digest.update(repr((value.name, value.dtype, value.shape)).encode())
             if value.const_value is not None:
                 digest.update(np.ascontiguousarray(value.const_value.numpy()).data)
+                unmap(value)
         for node in self.graph:
             attributes = sorted((name, str(attr.value)) for name, attr in node.attributes.items())
             names = [v.name if v else None for v in node.inputs], [v.name for v in node.outputs]

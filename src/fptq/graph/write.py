@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from fptq.errors import ModelError, OutputError
 from fptq.graph.model import Model
-from fptq.graph.rest import LARGE, let_go
+from fptq.graph.rest import LARGE, let_go, unmap, unmapping
 
 LIMIT = 1_800_000_000
 """Stored bytes above which weights go beside the file: protobuf stops at 2 GiB, and the graph needs room too."""
@@ -116,7 +116,7 @@ def _write(model: ir.Model, path: Path, *, limit: int) -> list[Path]:
         ir.save(_embedded(model), path)
         return [path]
     data = path.with_name(f"{path.name}.{_fingerprint(model)}.data")
-    ir.save(model, path, external_data=data.name, size_threshold_bytes=_INLINE)
+    ir.save(model, path, external_data=data.name, size_threshold_bytes=_INLINE, callback=unmapping())
     let_go(model)  # whoever reads the file has weights of its own
     return [path, data]
 
@@ -138,6 +138,7 @@ def _fingerprint(model: ir.Model) -> str:
         digest.update(name.encode())
         if value.const_value is not None and not value.const_value.dtype.is_string():
             digest.update(np.ascontiguousarray(value.const_value.numpy()).view(np.uint8).data)
+            unmap(value)
     return digest.hexdigest()[:12]
 
 

@@ -13,7 +13,7 @@ from fptq.errors import ModelError
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
-from fptq.graph.rest import unmap
+from fptq.graph.rest import Shelf, unmap
 from fptq.numerics import PerBlock, PerChannel, PerTensor, QuantizerSpec, UniformParams, quantize
 from fptq.plan.encoding import Encoding
 from fptq.types import Array
@@ -46,12 +46,13 @@ def materialize(model: Model, encoding: Encoding) -> Model:
     graph = changed.graph
     values = dict(ir.convenience.create_value_mapping(graph))
     readers = {name: tuple(value.uses()) for name, value in values.items()}
+    stored = _Codes(graph=graph)
     for group in groups(encoding):
         if group.value not in values:
             raise _unknown("value", group.value)
         source = values[group.value]
         quantized = (
-            _weight(graph, group, source) if source.const_value is not None else _activation(graph, group, source)
+            _weight(stored, group, source) if source.const_value is not None else _activation(graph, group, source)
         )
         for node, index in readers[group.value]:
             if group.covers(node.name, index):
@@ -106,15 +107,30 @@ def groups(encoding: Encoding) -> Iterator[Group]:
         )
 
 
-def _weight(graph: ir.Graph, group: Group, weight: ir.Value) -> ir.Value:
+@dataclass(kw_only=True)
+class _Codes:
+    """Puts codes into a graph: in memory, or, where their weight rests in a file, into one of their own."""
+
+    graph: ir.Graph
+    shelf: Shelf | None = None
+
+    def stored(self, name: str, codes: Array, *, like: ir.Value) -> ir.Value:
+        if not isinstance(like.const_value, ir.ExternalTensor) or name in self.graph.initializers:
+            return _constant(self.graph, name, codes)
+        self.shelf = self.shelf or Shelf()
+        self.graph.register_initializer(ir.val(name, const_value=self.shelf.put(codes, name=name)))
+        return self.graph.initializers[name]
+
+
+def _weight(into: _Codes, group: Group, weight: ir.Value) -> ir.Value:
     """Integer codes in the file, dequantized by the engine."""
     assert weight.const_value is not None
     codes = quantize(weight.const_value.numpy(), group.spec, group.params) if group.codes is None else group.codes
     unmap(weight)
     if group.spec.bits < 8:
         group, codes = _counted_from_zero(group, codes)
-    stored = _constant(graph, f"{group.stem}_quantized", codes.astype(container_dtype(group.spec)))
-    return _linear(graph, "DequantizeLinear", group, stored, like=weight)
+    stored = into.stored(f"{group.stem}_quantized", codes.astype(container_dtype(group.spec)), like=weight)
+    return _linear(into.graph, "DequantizeLinear", group, stored, like=weight)
 
 
 def _counted_from_zero(group: Group, codes: Array) -> tuple[Group, Array]:

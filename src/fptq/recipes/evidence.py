@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fptq.engines import CompileOptions, NodeRun, Session
+from fptq.engines import CompileOptions, Engine, NodeRun, Session
 from fptq.engines.benchmark import Timing, interleaved
 from fptq.engines.footprint import Footprint, footprint
-from fptq.graph.rest import LARGE, settle
+from fptq.graph.rest import LARGE, float_weights, settle
 from fptq.graph.write import file_bytes, save
 from fptq.recipes.describe import environment_record, gate_record, model_record, node_records, refusal_records
 from fptq.recipes.findings import policies_record, repair_record, search_record, sensitivity_record, tried_records
@@ -28,11 +28,10 @@ _FLOAT, _DEFAULT, _QUANTIZED = "float", "float default", "quantized"
 
 @dataclass(frozen=True, kw_only=True)
 class _Contender:
-    """One form of the network: its file, how it is compiled, and what was measured."""
+    """One form of the network: its file, and how it is compiled."""
 
     path: Path
     options: CompileOptions
-    session: Session
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +50,7 @@ class _Measured:
 def judge(problem: Problem, prepared: Prepared, *, command: str, because: str, progress: Progress = silent) -> Report:
     """Compile, time, score and compare; everything the report says is measured here or was measured by the gate."""
     measured = _measure(problem, prepared, progress)
+    settle(problem.model)  # the sessions are over
     mix = prepared.mix
     floats, quantized = measured.variants[_FLOAT], measured.variants[_QUANTIZED]
     ours, default = measured.timings[_QUANTIZED], measured.variants[_DEFAULT]
@@ -94,25 +94,23 @@ def judge(problem: Problem, prepared: Prepared, *, command: str, because: str, p
 def _measure(problem: Problem, prepared: Prepared, progress: Progress) -> _Measured:
     sample = problem.held_out[0]
     with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
-        contenders = _compile(problem, prepared, Path(folder))
-        sessions = {name: contender.session for name, contender in contenders.items()}
-        timings = interleaved(sessions, sample, rounds=21, seconds=60.0, progress=progress)
+        contenders = _written(problem, prepared, Path(folder))
+        # Other processes do this, so it comes before this one holds the weights.
         prints = {
             name: footprint(contender.path, prepared.engine.name, sample, contender.options)
             for name, contender in contenders.items()
         }
-        nodes, float_nodes = sessions[_QUANTIZED].profile(sample), sessions[_DEFAULT].profile(sample)
-        # Agreement is about quantization, not about bf16: both float remainders run at f32.
-        exact = prepared.engine.compile(contenders[_QUANTIZED].path, CompileOptions(threads=problem.threads))
-        agreement = compare(sessions[_FLOAT], exact, problem.held_out)
+        sessions = _compiled(contenders, prepared.engine, float_weights=float_weights(problem.model))
+        timings = interleaved(sessions, sample, rounds=21, seconds=60.0, progress=progress)
+        agreement = compare(sessions[_FLOAT], _exact(problem, prepared, contenders, sessions), problem.held_out)
         runners: dict[str, Runner] = {_FLOAT: sessions[_FLOAT], _QUANTIZED: sessions[_QUANTIZED]}
-        scores = _scores(problem, runners, progress)
+        scores, pictures = _scores(problem, runners, progress), _pictures(problem, runners)
+        nodes, float_nodes = sessions[_QUANTIZED].profile(sample), sessions[_DEFAULT].profile(sample)
         used = {_FLOAT: "f32", _DEFAULT: _precision(float_nodes), _QUANTIZED: _precision(nodes)}
         variants = {
             name: _variant(contenders[name], timings[name], prints[name], scores.get(name), used[name])
             for name in contenders
         }
-        pictures = _pictures(problem, runners)
     return _Measured(
         timings=timings,
         variants=variants,
@@ -145,20 +143,37 @@ def _calibration(prepared: Prepared) -> records.Calibration:
     )
 
 
-def _compile(problem: Problem, prepared: Prepared, folder: Path) -> dict[str, _Contender]:
+def _written(problem: Problem, prepared: Prepared, folder: Path) -> dict[str, _Contender]:
     float_path, quantized_path = folder / "float.onnx", folder / "quantized.onnx"
     settle(problem.model)
     save(problem.model, float_path, limit=LARGE)
     save(prepared.model, quantized_path, limit=LARGE)
     forms = {_FLOAT: (float_path, "f32"), _DEFAULT: (float_path, "default"), _QUANTIZED: (quantized_path, "default")}
-    contenders: dict[str, _Contender] = {}
-    for name, (path, float_precision) in forms.items():
-        if name == _DEFAULT and prepared.engine.computes_in_f32:
-            contenders[name] = contenders[_FLOAT]  # the same session: a second one holds the weights once more
-            continue
-        options = CompileOptions(threads=problem.threads, float_precision=float_precision)
-        contenders[name] = _Contender(path=path, options=options, session=prepared.engine.compile(path, options))
-    return contenders
+    settle(problem.model)
+    return {
+        name: _Contender(path=path, options=CompileOptions(threads=problem.threads, float_precision=precision))
+        for name, (path, precision) in forms.items()
+    }
+
+
+def _compiled(contenders: Mapping[str, _Contender], engine: Engine, *, float_weights: str) -> dict[str, Session]:
+    sessions: dict[str, Session] = {}
+    for name, contender in contenders.items():
+        if name == _DEFAULT and engine.computes_in_f32:
+            sessions[name] = sessions[_FLOAT]  # a second one would hold the weights once more
+        else:
+            weights = "held" if name == _QUANTIZED else float_weights
+            sessions[name] = engine.compile(contender.path, replace(contender.options, weights=weights))
+    return sessions
+
+
+def _exact(
+    problem: Problem, prepared: Prepared, contenders: Mapping[str, _Contender], sessions: Mapping[str, Session]
+) -> Session:
+    """The quantized network with its float remainder in f32: agreement is about quantization, not about bf16."""
+    if prepared.engine.computes_in_f32:
+        return sessions[_QUANTIZED]
+    return prepared.engine.compile(contenders[_QUANTIZED].path, CompileOptions(threads=problem.threads))
 
 
 def _scores(problem: Problem, runners: Mapping[str, Runner], progress: Progress) -> dict[str, Scores]:

@@ -17,6 +17,7 @@ from fptq.engines import NodeRun
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
+from fptq.graph.rest import settle, unmap
 from fptq.graph.write import loadable
 from fptq.numerics import UniformParams, fake_quantize
 from fptq.recipes.prepare import Prepared
@@ -99,7 +100,12 @@ class _Context:
         return tuple(str(node.name) for node, _ in query.readers(found))
 
     def _weight(self, placement: Placement) -> _Details:
-        value = query.constant(self.prepared.float_model.graph.initializers[placement.value])
+        stored = self.prepared.float_model.graph.initializers[placement.value]
+        details = self._of_weight(placement, query.constant(stored))
+        unmap(stored)
+        return details
+
+    def _of_weight(self, placement: Placement, value: Array | None) -> _Details:
         assert value is not None
         spec, params = self.prepared.encoding.plan.specs[placement], self.prepared.encoding.params[placement]
         counts, edges = np.histogram(value, bins=_BINS)
@@ -143,7 +149,9 @@ def _sampled(problem: Problem, prepared: Prepared) -> dict[str, tuple[Array, Arr
         return {}
     feeds = problem.held_out[0]
     exact = _samples_of(prepared.float_model, names, feeds)
+    settle(prepared.float_model)  # its session is over
     simulated = _samples_of(prepared.model, names, feeds)
+    settle(prepared.float_model)
     return {name: (exact[name], simulated[name]) for name in names}
 
 
@@ -158,7 +166,8 @@ def _samples_of(model: Model, names: Iterable[str], feeds: Feeds) -> dict[str, A
         outputs = [output.name for output in session.get_outputs()]
         wanted = {i.name for i in session.get_inputs()}
         found = dict(zip(outputs, session.run(outputs, {n: a for n, a in feeds.items() if n in wanted}), strict=True))
-    return {probe.value: np.asarray(found[f"{probe.name}/sample"]) for probe in probes}
+    # Copies: the engine's own arrays keep all that it has allocated.
+    return {probe.value: np.array(found[f"{probe.name}/sample"]) for probe in probes}
 
 
 def _sqnr(exact: Array, changed: Array) -> float:

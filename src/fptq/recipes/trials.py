@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from fptq.engines import CompileOptions, Engine, Session
 from fptq.engines.benchmark import Timing, interleaved
 from fptq.errors import EngineError
 from fptq.graph.model import Model
-from fptq.graph.rest import LARGE, settle
+from fptq.graph.rest import LARGE, float_weights, is_large, settle
 from fptq.graph.write import save
 from fptq.plan import Encoding, materialize
 from fptq.recipes.problem import Problem
@@ -67,7 +67,10 @@ class Trials:
     def sqnrs(self, model: Model, encoding: Encoding, *samples: Sequence[Feeds]) -> tuple[float, ...]:
         """The same on several sets of samples, which must outlive this [dB]."""
         if self._reference is None:
-            self._reference = _Reference(session=self._session(self.problem.model, "float"))
+            weights = float_weights(self.problem.model)
+            self._reference = _Reference(compiled=lambda: self._session(self.problem.model, "float", weights=weights))
+        if is_large(self.problem.model):
+            self._reference.run_ahead([feeds for part in samples for feeds in part])
         session = self._session(materialize(model, encoding), "judged")
         return tuple(compare(self._reference, session, some).sqnr_db for some in samples)
 
@@ -77,7 +80,8 @@ class Trials:
         for number, (name, (model, encoding)) in enumerate(networks.items()):
             path = self.folder / f"timed_{number}.onnx"
             save(materialize(model, encoding), path, limit=LARGE)
-            options = CompileOptions(threads=self.problem.threads, float_precision="default")
+            weights = float_weights(self.problem.model)
+            options = CompileOptions(threads=self.problem.threads, float_precision="default", weights=weights)
             try:
                 sessions[name] = self.engine.compile(path, options)
             except EngineError as error:
@@ -90,12 +94,12 @@ class Trials:
         """The held-out samples that an output error is measured on."""
         return self.problem.held_out[: EFFORTS[self.problem.recipe.recipe].judges]
 
-    def _session(self, model: Model, name: str) -> Session:
+    def _session(self, model: Model, name: str, *, weights: str = "held") -> Session:
         """A session; the file of an older one of that name is replaced, which is over by then."""
         path = self.folder / f"{name}.onnx"
         save(model, path, limit=LARGE)
         settle(self.problem.model)  # graphs and sessions of earlier trials wait for the collector
-        return self.engine.compile(path, CompileOptions(threads=self.problem.threads))
+        return self.engine.compile(path, CompileOptions(threads=self.problem.threads, weights=weights))
 
 
 @dataclass(kw_only=True)
@@ -105,16 +109,27 @@ class _Reference:
     Samples are known by identity: those of the problem, and others that are compared, outlive this.
     """
 
-    session: Session
+    compiled: Callable[[], Session]
+    _session: Session | None = None
     _outputs: dict[int, Feeds] = field(default_factory=dict)
     _bytes: int = 0
 
     def __call__(self, feeds: Feeds) -> Feeds:
         if id(feeds) in self._outputs:
             return self._outputs[id(feeds)]
-        outputs = self.session(feeds)
+        self._session = self._session or self.compiled()
+        outputs = self._session(feeds)
         size = sum(array.nbytes for array in outputs.values())
         if self._bytes + size <= _REMEMBERED:
             self._bytes += size
-            self._outputs[id(feeds)] = outputs
+            # Copies: an engine's own arrays may keep all that it has allocated.
+            self._outputs[id(feeds)] = {name: array.copy() for name, array in outputs.items()}
         return outputs
+
+    def run_ahead(self, samples: Iterable[Feeds]) -> None:
+        """Close the session, if what it says of these samples can be remembered."""
+        for feeds in samples:
+            self(feeds)
+            if id(feeds) not in self._outputs:
+                return
+        self._session = None

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
+from fptq.graph.rest import unmap
 from fptq.numerics import fake_quantize
 from fptq.plan.conditions import PlainGemm
 from fptq.plan.encoding import Encoding
@@ -79,6 +80,7 @@ def shifted_biases(model: Model, encoding: Encoding, means: Mapping[str, Array])
     changed = model.clone()
     for layer in layers:
         _write(changed, layer, _shift(model, encoding, layer, means))
+        unmap(model.graph.initializers[layer.weight.value])
     return model.with_graph(changed)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fptq.calibrate import Statistics
@@ -18,7 +18,7 @@ from fptq.engines import CompileOptions, Engine, NodeRun, Session
 from fptq.engines.benchmark import interleaved
 from fptq.errors import EngineError, ModelError
 from fptq.graph.model import Model
-from fptq.graph.rest import LARGE
+from fptq.graph.rest import LARGE, float_weights, settle
 from fptq.graph.write import save
 from fptq.plan.materialize import materialize
 from fptq.plan.plan import Refusal
@@ -108,8 +108,13 @@ class Gate:
     def choose(self) -> Outcome:
         """Measure, take back, measure again."""
         float_path = self._write(self.float_model)
+        weights = float_weights(self.float_model)
         for name in _FLOATS:
-            self._floats[name] = self.engine.compile(float_path, self._options(name.split()[1]))
+            if self._floats and self.engine.computes_in_f32:
+                self._floats[name] = self._floats[_FLOATS[0]]  # a second one would hold the weights once more
+            else:
+                options = replace(self._options(name.split()[1]), weights=weights)
+                self._floats[name] = self.engine.compile(float_path, options)
         best = self._best_variant()
         if best is not None:
             best = self._confirmed(self._with_stored_weights(self._without_losers(best)))
@@ -199,8 +204,9 @@ class Gate:
         for name, candidate in entries.items():
             try:
                 path = self._write(materialize(self.candidates.model, candidate.encoding))
+                settle(self.candidates.model)  # graphs and sessions of earlier contests wait for the collector
                 sessions[name] = self.engine.compile(path, self._options("default"))
-                accuracy[name] = self._sqnr(path)
+                accuracy[name] = self._sqnr(sessions[name], path)
             except EngineError as error:
                 self._notes.append(f"{name}: {error}")
                 sessions.pop(name, None)
@@ -230,8 +236,9 @@ class Gate:
                 losers.append(Refusal(node=name, op=node.op_type, reason=reason))
         return tuple(losers)
 
-    def _sqnr(self, path: Path) -> float:
-        session = self.engine.compile(path, self._options("f32"))
+    def _sqnr(self, session: Session, path: Path) -> float:
+        if not self.engine.computes_in_f32:
+            session = self.engine.compile(path, self._options("f32"))
         return compare(self._floats["float f32"], session, self.samples).sqnr_db
 
     def _record(self, contest: Mapping[str, Contender], *, chosen: str | None) -> None:

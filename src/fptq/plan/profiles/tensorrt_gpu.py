@@ -102,8 +102,8 @@ TENSORRT_GPU = Profile(
             version="RTX 1.5",
         ),
         Fact(
-            says="TensorRT-RTX builds engines on a GPU of compute capability 9.0 and does not load them there; it loads "
-            "them on 8.0, 8.6, 8.9, 12.0 and newer",
+            says="TensorRT-RTX builds engines on a GPU of compute capability 9.0 and does not load them there: it "
+            "loads them on 8.0, 8.6, 8.9, 12.0 and newer",
             source="benchmarks/gpu.py on an H100, docs/benchmarks-tensorrt.md",
             version="RTX 1.7.1",
         ),
