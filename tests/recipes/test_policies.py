@@ -131,8 +131,9 @@ def reasons(decision: Decision) -> dict[str, str]:
     return {attempt.policy: attempt.reason for attempt in decision.attempts}
 
 
-def test_every_policy_is_in_the_table_and_in_every_profile() -> None:
-    for profile in PROFILES.values():
+def test_every_policy_is_in_the_table_and_in_every_profile_that_was_measured() -> None:
+    assert not PROFILES["tensorrt"].policies, "what they cost on a GPU has not been measured"
+    for profile in (PROFILES["onnxruntime"], PROFILES["openvino"]):
         assert {cost.policy for cost in profile.policies} == set(POLICIES)
         assert all(cost.source and cost.overhead >= 0 for cost in profile.policies)
 
