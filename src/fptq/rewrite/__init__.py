@@ -13,6 +13,7 @@ from fptq.rewrite.equalize import equalized
 from fptq.rewrite.piecewise import ProductInput, TwoRegions, branched, product_inputs
 from fptq.rewrite.smooth import logarithmically_smoothed, smoothed
 from fptq.rewrite.space_to_depth import space_to_depth_stem
+from fptq.rewrite.summed import FloatInput, float_inputs, summed
 
 PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
     {"matmul_add_to_gemm": matmul_add_to_gemm, "space_to_depth_stem": space_to_depth_stem}
@@ -21,12 +22,14 @@ PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
 
 __all__ = [
     "PASSES",
+    "FloatInput",
     "ProductInput",
     "TwoRegions",
     "branched",
     "branches_levelled",
     "corrected_biases",
     "equalized",
+    "float_inputs",
     "input_means",
     "logarithmically_smoothed",
     "matmul_add_to_gemm",
@@ -35,4 +38,5 @@ __all__ = [
     "shifted_biases",
     "smoothed",
     "space_to_depth_stem",
+    "summed",
 ]

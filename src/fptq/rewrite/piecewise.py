@@ -11,8 +11,7 @@ non-overlapping); as two products here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -20,11 +19,12 @@ import onnx_ir as ir
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
-from fptq.graph.rest import put_to_rest
 from fptq.numerics import PerBlock, PerTensor, PiecewiseParams, PiecewiseSpec, QuantizerSpec, UniformParams, branches
+from fptq.numerics.piecewise import Branch
 from fptq.plan.encoding import Encoding
 from fptq.plan.plan import Plan
 from fptq.plan.profile import STORED_WEIGHTS, input_axis
+from fptq.rewrite.parts import PartsWriter
 from fptq.types import Array
 
 _PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
@@ -146,9 +146,9 @@ def branched(model: Model, encoding: Encoding, *, cut: ProductInput, regions: Tw
         regions: Where, and for which channels.
     """
     centre, tail = branches(PiecewiseSpec(region=cut.spec), regions.params)
-    writer = _Writer(model=model, cut=cut, channels=regions.channels, low=centre.low, high=centre.high)
-    siblings = writer.write()
-    changed = writer.finished()
+    parts = PartsWriter(model=model, value=cut.value, readers=cut.readers)
+    siblings = _Writer(parts=parts, cut=cut, channels=regions.channels, centre=centre).write()
+    changed = parts.finished()
     return changed, _cut_encoding(encoding, changed, cut, (centre.params, tail.params), siblings, regions.channels)
 
 
@@ -211,21 +211,14 @@ class _Sibling:
     axis: int | None
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class _Writer:
-    """Cuts one activation of a clone of a model."""
+    """Cuts the input of products in a clone of a model."""
 
-    model: Model
+    parts: PartsWriter
     cut: ProductInput
     channels: tuple[int, ...]
-    low: Array
-    high: Array
-    changed: ir.Model = field(init=False)
-    origin: dict[str, tuple[str, ...]] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.changed = self.model.clone()
-        self.origin = dict(self.model.origin)
+    centre: Branch
 
     @property
     def whole(self) -> bool:
@@ -233,45 +226,41 @@ class _Writer:
         return len(self.channels) == self.cut.channels
 
     def write(self) -> list[_Sibling]:
-        source = query.values(self.changed)[self.cut.value]
+        changed = self.parts.changed
+        source = query.values(changed)[self.cut.value]
         centre, tail = self._centre(source), self._tail(source)
-        return [self._beside(query.node_named(self.changed, name), centre, tail) for name in self.cut.readers]
-
-    def finished(self) -> Model:
-        put_to_rest(self.changed)
-        return replace(self.model, graph_model=self.changed, origin=MappingProxyType(self.origin))
+        return [self._beside(query.node_named(changed, name), centre, tail) for name in self.cut.readers]
 
     def _centre(self, source: ir.Value) -> ir.Value:
         """What lies between the breakpoints; all of a channel that has no tail: the sum is `x` for every input."""
-        name = f"{self.cut.value}_centre"
         if self.whole:
-            return self._op("Clip", [source, *self._bounds()], name, like=source)
+            return self.parts.clipped(source, self._bounds(), "centre")
         rank = query.rank(source)
         assert rank is not None
         found = source
-        for op, end, free in (("Max", self.low, -_UNBOUNDED), ("Min", self.high, _UNBOUNDED)):
+        for op, end, free in (("Max", self.centre.low, -_UNBOUNDED), ("Min", self.centre.high, _UNBOUNDED)):
             ends = np.full((self.cut.channels, *[1] * (rank - 1 - self.cut.axis)), free, np.float32)
             ends[list(self.channels)] = end
-            bounds = self._stored(f"{name}_{op.lower()}", ends)
-            found = self._op(op, [found, bounds], name if op == "Min" else f"{name}_floored", like=source)
+            bounds = self.parts.stored(f"{self.cut.value}_centre_{op.lower()}", ends)
+            name = "centre" if op == "Min" else "centre_floored"
+            found = self.parts.op(op, [found, bounds], name, like=source)
         return found
 
     def _tail(self, source: ir.Value) -> ir.Value:
         """What exceeds the breakpoints, of the channels where something does."""
-        name, taken = f"{self.cut.value}_tail", source
-        if not self.whole:
-            indices = self._stored(f"{name}_channels", np.asarray(self.channels, np.int64))
-            taken = self._op("Gather", [source, indices], f"{name}_gathered", like=source, axis=self.cut.axis)
-            if source.shape is not None:
-                dims = list(source.shape)
-                dims[self.cut.axis] = len(self.channels)
-                taken.shape = ir.Shape(dims)
-        within = self._op("Clip", [taken, *self._bounds()], f"{name}_within", like=taken)
-        return self._op("Sub", [taken, within], name, like=taken)
+        if self.whole:
+            return self.parts.beyond(source, self._bounds(), "tail")
+        indices = self.parts.stored(f"{self.cut.value}_tail_channels", np.asarray(self.channels, np.int64))
+        taken = self.parts.op("Gather", [source, indices], "tail_gathered", like=source, axis=self.cut.axis)
+        if source.shape is not None:
+            dims = list(source.shape)
+            dims[self.cut.axis] = len(self.channels)
+            taken.shape = ir.Shape(dims)
+        return self.parts.beyond(taken, self._bounds(), "tail")
 
     def _beside(self, node: ir.Node, centre: ir.Value, tail: ir.Value) -> _Sibling:
         """Let a product read the centre, and add that of the tail to it."""
-        graph, weight, result = self.changed.graph, node.inputs[1], node.outputs[0]
+        graph, weight, result = self.parts.changed.graph, node.inputs[1], node.outputs[0]
         assert weight is not None
         axis = None if self.whole else input_axis(node, query.rank(weight) or 0)
         copy = weight if axis is None else self._part(node, weight, axis)
@@ -291,7 +280,7 @@ class _Writer:
             value.name, value.shape = label, result.shape
             if result.dtype is not None:
                 value.dtype = result.dtype
-        self._trace(sibling, total)
+        self.parts.trace(sibling, total)
         return _Sibling(
             node=str(node.name),
             name=str(sibling.name),
@@ -305,35 +294,7 @@ class _Writer:
     def _part(self, node: ir.Node, weight: ir.Value, axis: int) -> ir.Value:
         content = query.constant(weight)
         assert content is not None
-        return self._stored(f"{node.name}_tail_weight", np.take(content, self.channels, axis=axis))
+        return self.parts.stored(f"{node.name}_tail_weight", np.take(content, self.channels, axis=axis))
 
     def _bounds(self) -> list[ir.Value]:
-        ends = {"low": self.low, "high": self.high}
-        return [self._stored(f"{self.cut.value}_{name}", np.asarray(end, np.float32)) for name, end in ends.items()]
-
-    def _op(self, op: str, inputs: list[ir.Value], name: str, *, like: ir.Value, **attributes: int) -> ir.Value:
-        """A node right behind the last of what it works on."""
-        node = ir.node(op, inputs, attributes, name=f"{name}_{op}")
-        makers, graph = [maker for value in inputs if (maker := value.producer()) is not None], self.changed.graph
-        if makers:
-            graph.insert_after(makers[-1], node)
-        else:
-            graph.insert_before(graph[0], node)
-        found = node.outputs[0]
-        found.name, found.shape = name, like.shape
-        if like.dtype is not None:
-            found.dtype = like.dtype
-        self._trace(node)
-        return found
-
-    def _stored(self, name: str, content: Array) -> ir.Value:
-        """A stored tensor, made once for each name."""
-        initializers = self.changed.graph.initializers
-        if name not in initializers:
-            self.changed.graph.register_initializer(ir.val(name, const_value=ir.tensor(content, name=name)))
-        return initializers[name]
-
-    def _trace(self, *nodes: ir.Node) -> None:
-        """New nodes come from what the user calls the products."""
-        sources = (name for reader in self.cut.readers for name in self.model.origin.get(reader, ()))
-        self.origin.update(dict.fromkeys((str(node.name) for node in nodes), tuple(dict.fromkeys(sources))))
+        return self.parts.bounds(self.centre.low, self.centre.high)
