@@ -61,12 +61,33 @@ class AntiBERTy(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits `f32[N, T, 25]` for tokens `i64[N, T]`, T <= 512, filled up with 0."""
+        return self.logits(self.embedded(tokens))
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """Vectors `f32[N, T, 512]`: the result of the last layer."""
         x = self.token(tokens) + self.position.weight[: tokens.shape[1]] + self.kind.weight[0]
         x, mask = self.norm(x), (tokens != 0)[:, None, None]
         for layer in self.layers:
             x = layer(x, mask)
-        logits: Tensor = self.decoder(self.head_norm(functional.gelu(self.transform(x))))
-        return logits
+        return x
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The head for masked tokens, from vectors `f32[N, T, 512]`."""
+        found: Tensor = self.decoder(self.head_norm(functional.gelu(self.transform(x))))
+        return found
+
+
+class WithEmbedding(nn.Module):
+    """AntiBERTy that returns its vectors too."""
+
+    def __init__(self, network: AntiBERTy) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits `f32[N, T, 25]` and vectors `f32[N, T, 512]` for tokens `i64[N, T]`."""
+        x = self.network.embedded(tokens)
+        return self.network.logits(x), x
 
 
 def load_antiberty(path: Path) -> AntiBERTy:

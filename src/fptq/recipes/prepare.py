@@ -20,6 +20,7 @@ from fptq.graph.parity import check_rewrite
 from fptq.graph.rest import settle
 from fptq.plan import PROFILES, Policy, materialize, packed, packs
 from fptq.plan.encoding import Encoding, plan_from_json, plan_to_json
+from fptq.plan.float_inputs import with_float_inputs
 from fptq.plan.plan import Plan
 from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
 from fptq.recipes.problem import Problem
@@ -112,16 +113,18 @@ def placed(problem: Problem, engine: Engine, *, progress: Progress = silent) -> 
     replayed = _replayed(recipe, engine)
     others = [calibration_options(recipe, (name, "minmax")).observer for name in other_observers(recipe)]
     asked = candidates.statistics_needed(others) if replayed is None else needed(replayed, [options.observer, *others])
+    asked += needed(_with_float_inputs(Plan(engine=engine.name, specs={}), model, recipe), [options.observer, *others])
     start = time.perf_counter()
     statistics = collect(model, asked, problem.calibration, options=options.run, store=problem.store, progress=progress)
     calibration_s, outcome = time.perf_counter() - start, None
     if replayed is None and recipe.gate == "measured":
         with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
             outcome = Trials(problem=problem, engine=engine, folder=Path(folder)).gate(candidates, statistics, progress)
+    plan = outcome.candidate.encoding.plan if outcome else replayed or _unmeasured(candidates, statistics)
     return Placed(
         engine=engine,
         model=model,
-        plan=outcome.candidate.encoding.plan if outcome else replayed or _unmeasured(candidates, statistics),
+        plan=_with_float_inputs(plan, model, recipe),
         statistics=statistics,
         outcome=outcome,
         calibration_s=calibration_s,
@@ -153,6 +156,11 @@ def prepare(problem: Problem, given: Placed, *, progress: Progress = silent) -> 
         calibration_s=given.calibration_s,
         placed=given.plan,
     )
+
+
+def _with_float_inputs(plan: Plan, model: Model, recipe: Recipe) -> Plan:
+    """The plan with what the recipe wants quantized although it brings the engine nothing."""
+    return with_float_inputs(model, plan, recipe.also_quantize, policy=policy_of(recipe))
 
 
 def _unmeasured(candidates: Candidates, statistics: Statistics) -> Plan:

@@ -7,7 +7,7 @@ that leave most, among those whose tail the rest of the budget pays for, and jud
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -18,17 +18,19 @@ from fptq.calibrate.piecewise import piecewise_params, sketched_sqnr
 from fptq.calibrate.sketch import Sketch
 from fptq.calibrate.states import Kind
 from fptq.graph import query
+from fptq.graph.model import Model
 from fptq.numerics import (
     PiecewiseSpec,
     fake_quantize,
     fake_quantize_piecewise,
     params_from_breakpoints,
 )
+from fptq.plan.encoding import Encoding
 from fptq.recipes.problem import Problem
 from fptq.recipes.refine import EFFORTS, Bench, Refined, Score
-from fptq.rewrite import ProductInput, TwoRegions, branched, product_inputs
+from fptq.rewrite import FloatInput, ProductInput, TwoRegions, branched, float_inputs, product_inputs, summed
 from fptq.rewrite.channels import channel_extremes
-from fptq.types import Array, Progress, silent
+from fptq.types import Array, FeedSource, Progress, silent
 
 TAIL_SHARE = 0.1
 """Weights that all tails may read again, as a share of those of the quantized layers: the cost in time and in size."""
@@ -88,6 +90,11 @@ def in_two_regions(found: Refined, *, problem: Problem, score: Score, progress: 
         score: Judges an encoding.
         progress: Told about measurements.
     """
+    match problem.recipe.regions:
+        case "one":
+            return found
+        case "two":
+            return everywhere_in_two_regions(found, extremes_of(found, problem.calibration), p=problem.recipe.p)
     effort = EFFORTS[problem.recipe.recipe]
     worst = _worst(found)[: effort.regions]
     if not worst:
@@ -95,8 +102,7 @@ def in_two_regions(found: Refined, *, problem: Problem, score: Score, progress: 
     bench = Bench(problem=problem, effort=effort, score=score, progress=progress, best=found)
     if not math.isfinite(bench.best_db):
         return found
-    axes = {one.cut.value: one.cut.axis for one in worst}
-    extremes = channel_extremes(found.model, axes, problem.calibration)
+    extremes = extremes_of(found, problem.calibration, [one.cut for one in worst])
     budget = TAIL_SHARE * _quantized_weights(found)
     for one in worst:
         offer = _best_offer(list(_offers(one, extremes[one.cut.value], problem.recipe.p)), budget)
@@ -105,6 +111,65 @@ def in_two_regions(found: Refined, *, problem: Problem, score: Score, progress: 
             bench.contest(_cut(bench, offer))
             budget -= offer.cost if bench.best is not before else 0
     return replace(bench.best, tried=(*found.tried, *bench.tried))
+
+
+Extremes = Mapping[str, tuple[Array, Array]]
+"""The lowest and highest value of each channel, f64[C] each, by the activation's name."""
+
+
+def extremes_of(found: Refined, samples: FeedSource, cuts: Iterable[ProductInput] | None = None) -> Extremes:
+    """What the channels of the activations of products reach; without `cuts` of all that can be cut.
+
+    Args:
+        found: The network with its plan.
+        samples: What is run.
+        cuts: Some of `product_inputs`.
+    """
+    cuts = product_inputs(found.model, found.encoding.plan) if cuts is None else cuts
+    axes = {cut.value: cut.axis for cut in cuts}
+    return channel_extremes(found.model, axes, samples) if axes else {}
+
+
+def everywhere_in_two_regions(found: Refined, extremes: Extremes, *, p: float) -> Refined:
+    """The network with two regions for every activation that can be cut, and whose own error falls by it.
+
+    Nothing is tried on the engine, and tails cost what they cost: this is piecewise-linear quantization as such.
+
+    Args:
+        found: The network with its numbers.
+        extremes: What the channels reach, as `extremes_of` finds it.
+        p: Exponent of the error that breakpoints minimise.
+    """
+    for one in _worst(found):
+        offer = _best_offer(list(_offers(one, extremes[one.cut.value], p)), math.inf, least_gain_db=0)
+        if offer is not None:
+            found = _with(found, str(offer), partial(branched, cut=offer.cut, regions=offer.regions))
+    for cut in float_inputs(found.encoding.plan):
+        sketch = found.statistics.states.get(Statistic(cut.value, Kind.SKETCH))
+        if isinstance(sketch, Sketch):
+            found = _summed(found, cut, sketch, p)
+    return found
+
+
+def _summed(found: Refined, cut: FloatInput, sketch: Sketch, p: float) -> Refined:
+    """The network with two regions in front of a float operation, where that loses less."""
+    spec = PiecewiseSpec(region=cut.spec)
+    params = piecewise_params(spec, sketch, p=p)
+    uniform = partial(fake_quantize, spec=cut.spec, params=found.encoding.params[cut.placements[0]])
+    before = sketched_sqnr(sketch, uniform)
+    after = sketched_sqnr(sketch, partial(fake_quantize_piecewise, spec=spec, params=params))
+    if after <= before:
+        return found
+    name = f"two regions for {cut.value} (its own SQNR {before:.1f} -> {after:.1f} dB, read in float without gain)"
+    return _with(found, name, partial(summed, cut=cut, params=params))
+
+
+def _with(found: Refined, name: str, rewrite: Callable[[Model, Encoding], tuple[Model, Encoding]]) -> Refined:
+    """The network after a rewrite that is not judged."""
+    model, encoding = rewrite(found.model, found.encoding)
+    exact = model if found.exact is found.model else rewrite(found.exact, found.encoding)[0]
+    encoding = replace(encoding, rewrites=(*encoding.rewrites, name))
+    return replace(found, model=model, exact=exact, encoding=encoding)
 
 
 def _worst(found: Refined) -> list[_Worst]:
@@ -152,13 +217,13 @@ def _of_few_channels(spec: PiecewiseSpec, extremes: tuple[Array, Array]) -> Iter
         count *= 2
 
 
-def _best_offer(offers: list[_Offer], budget: float) -> _Offer | None:
-    """The cheapest of those that leave all but the most of the signal, if that is worth a trial."""
+def _best_offer(offers: list[_Offer], budget: float, *, least_gain_db: float = _LEAST_GAIN_DB) -> _Offer | None:
+    """The cheapest of those that leave all but the most of the signal, if that gains enough."""
     affordable = [offer for offer in offers if offer.cost <= budget]
     most = max((offer.after_db for offer in affordable), default=-math.inf)
     good = [offer for offer in affordable if offer.after_db >= most - _NEGLIGIBLE_DB]
     best = min(good, key=lambda offer: (offer.cost, -offer.after_db), default=None)
-    return best if best is not None and best.after_db >= best.before_db + _LEAST_GAIN_DB else None
+    return best if best is not None and best.after_db >= best.before_db + least_gain_db else None
 
 
 def _cut(bench: Bench, offer: _Offer) -> Iterator[tuple[str, Refined]]:

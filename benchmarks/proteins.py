@@ -1,0 +1,302 @@
+"""Which inputs a protein language model may have rounded, and what two regions bring: PTQ4Protein's ablation.
+
+python benchmarks/proteins.py                                 the whole table on ONNX Runtime
+python benchmarks/proteins.py --engine openvino --rows activations weights+activations --bits 8
+python benchmarks/proteins.py --report                        the tables of what was measured before
+
+Every configuration is a file in results/proteins, so the table can be made in pieces; --again makes them anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+import antiberty
+from fptq.demo.assets import fetch
+from fptq.engines import ENGINES, CompileOptions, Session
+from fptq.graph.model import Model
+from fptq.graph.write import save
+from fptq.plan import PROFILES, Plan, Policy, Refusal, materialize, place
+from fptq.plan.float_inputs import FLOAT_INPUTS, with_float_inputs
+from fptq.recipes.refine import Refined, unrefined
+from fptq.recipes.two_regions import Extremes, everywhere_in_two_regions, extremes_of
+from fptq.tasks import Scores, paired_drop
+from layout import HERE
+from proteins_subject import RECIPE, Remembering, Split, Subject
+
+RESULTS = HERE / "results" / "proteins"
+LINEAR = "linear"
+ALL = frozenset({LINEAR, *FLOAT_INPUTS})
+SEQUENCES = 300
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is quantized.
+
+    Attributes:
+        says: In the table.
+        inputs: Of `linear` or the kinds of `FLOAT_INPUTS`.
+        weights: Whether weights are, int8 per output channel.
+    """
+
+    says: str
+    inputs: frozenset[str]
+    weights: bool = False
+
+
+ROWS: Mapping[str, Row] = {
+    "weights": Row(says="weights only", inputs=frozenset(), weights=True),
+    "activations": Row(says="all activations", inputs=ALL),
+    "everything": Row(says="everything", inputs=ALL, weights=True),
+    "no-layernorm": Row(says="everything but LayerNorm inputs", inputs=ALL - {"layernorm"}, weights=True),
+    "layernorm": Row(says="LayerNorm inputs only", inputs=frozenset({"layernorm"})),
+    "softmax": Row(says="Softmax inputs only", inputs=frozenset({"softmax"})),
+    "linear": Row(says="Linear inputs only", inputs=frozenset({LINEAR})),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a policy may use.
+
+    Attributes:
+        start: The network with uniform quantizers.
+        extremes: What the channels of the inputs of products reach in calibration.
+    """
+
+    start: Refined
+    extremes: Extremes
+
+
+def uniform(given: Given) -> Refined:
+    """One scale and zero point a tensor, clipped where the error to the power of 2.4 is least."""
+    return given.start
+
+
+def two_regions(given: Given) -> Refined:
+    """Piecewise linear, two regions for every activation."""
+    return everywhere_in_two_regions(given.start, given.extremes, p=RECIPE.p)
+
+
+POLICIES: Mapping[str, Callable[[Given], Refined]] = {"uniform": uniform, "PWLQ": two_regions}
+"""Columns of the table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One configuration.
+
+    Attributes:
+        engine: What runs it.
+        row: A key of `ROWS`.
+        bits: Of activations.
+        policy: A key of `POLICIES`.
+        sequences: Of the evaluation.
+    """
+
+    engine: str
+    row: str
+    bits: int
+    policy: str
+    sequences: int
+
+    @property
+    def path(self) -> Path:
+        return RESULTS / f"{self.engine}-{self.sequences}-{self.row}-a{self.bits}-{self.policy}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What was measured.
+
+    Attributes:
+        accuracy: Share of masked residues that are named right.
+        drop: What the float network has more, with the ends of its paired 95 % interval.
+        perplexity: exp of the mean masked cross-entropy.
+        embedding_error: Squared error of the vectors over their squares, mean over sequences.
+        size_mb: Of the Q/DQ file [MB].
+        accuracies: Of each sequence.
+    """
+
+    accuracy: float
+    drop: tuple[float, float, float]
+    perplexity: float
+    embedding_error: float
+    size_mb: float
+    accuracies: tuple[float, ...]
+
+    @property
+    def sqnr_db(self) -> float:
+        """Of the vectors."""
+        return float(-10 * np.log10(self.embedding_error)) if self.embedding_error else float("inf")
+
+    @classmethod
+    def read(cls, path: Path) -> Outcome:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{**found, "drop": tuple(found["drop"]), "accuracies": tuple(found["accuracies"])})
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """One engine's configurations."""
+
+    subject: Subject
+    folder: Path
+    _files: int = field(default=0)
+
+    def measured(self, case: Case) -> Outcome:
+        if case.policy == "float":
+            return self._outcome(self.subject.loaded)
+        start = self.started(case)
+        made = POLICIES[case.policy](Given(start=start, extremes=self.extremes))
+        return self._outcome(materialize(made.model, made.encoding))
+
+    def started(self, case: Case) -> Refined:
+        """The network with uniform quantizers where the row has them."""
+        row = ROWS[case.row]
+        return unrefined(
+            self.subject.model, self._plan(row, case.bits), statistics=self._statistics, recipe=RECIPE
+        )
+
+    def _plan(self, row: Row, bits: int) -> Plan:
+        model, profile = self.subject.model, PROFILES[self.subject.engine]
+        policy = Policy(activation_bits=bits)
+        plan = place(model, profile, profile.variants[0], policy)
+        if LINEAR not in row.inputs:
+            plan = plan.only(*plan.weights)
+        weights = plan.weights
+        if not row.weights:
+            names = [(str(p.consumer), "its weight stays float in this row") for p in weights]
+            plan = plan.without(*weights).refusing(Refusal(node=n, op="", reason=why) for n, why in names)
+        return with_float_inputs(model, plan, sorted(row.inputs - {LINEAR}), policy=policy)
+
+    @cached_property
+    def extremes(self) -> Extremes:
+        whole = unrefined(
+            self.subject.model, self._plan(ROWS["everything"], 8), statistics=self._statistics, recipe=RECIPE
+        )
+        return extremes_of(whole, self.subject.calibration)
+
+    @cached_property
+    def _statistics(self):  # type: ignore[no-untyped-def]
+        return self.subject.statistics(self._plan(ROWS["everything"], 8))
+
+    @cached_property
+    def _float(self) -> Remembering:
+        return Remembering(runner=self._session(self.subject.loaded))
+
+    def _outcome(self, network: Model) -> Outcome:
+        session = self._session(network)
+        size = self._last.stat().st_size / 1e6
+        masked, embedded = (
+            task.evaluate_all({"float": self._float, "other": session})
+            for task in (self.subject.masked, self.subject.embedded)
+        )
+        drop = paired_drop(masked["float"]["accuracy"], masked["other"]["accuracy"])
+        accuracy = masked["other"]["accuracy"]
+        return Outcome(
+            accuracy=accuracy.value,
+            drop=(drop.value, drop.low, drop.high),
+            perplexity=float(np.exp(masked["other"]["nll"].value)),
+            embedding_error=_error(embedded["other"]),
+            size_mb=size,
+            accuracies=accuracy.cases,
+        )
+
+    @property
+    def _last(self) -> Path:
+        return self.folder / f"{self._files}.onnx"
+
+    def _session(self, network: Model) -> Session:
+        self._files += 1
+        save(network, self._last)
+        return ENGINES[self.subject.engine].compile(self._last, CompileOptions(threads=1))
+
+
+def _error(scores: Scores) -> float:
+    decibels = np.asarray(scores["agreement_embedding_sqnr"].cases)
+    return float(np.mean(10 ** (-decibels / 10)))
+
+
+def cases(engine: str, rows: list[str], bits: list[int], policies: list[str], sequences: int) -> Iterator[Case]:
+    """The configurations, float first; weights alone have neither bits nor policy of activations."""
+    one = Case(engine=engine, row="float", bits=32, policy="float", sequences=sequences)
+    yield one
+    for row in rows:
+        if not ROWS[row].inputs:
+            yield replace(one, row=row, bits=8, policy="uniform")
+            continue
+        yield from (replace(one, row=row, bits=width, policy=policy) for width in bits for policy in policies)
+
+
+def measure(chosen: list[Case], *, again: bool) -> None:
+    """Measure what is not there yet."""
+    missing = [case for case in chosen if again or not case.path.exists()]
+    if not missing:
+        return
+    split = Split.of(antiberty.read_sequences(fetch("antibodies")), missing[0].sequences)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
+        bench = Bench(subject=Subject(engine=missing[0].engine, split=split), folder=Path(folder))
+        for case in missing:
+            found = bench.measured(case)
+            case.path.write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
+            print(f"{case.row} A{case.bits} {case.policy}: {_cell(found)}, {found.sqnr_db:.2f} dB", flush=True)
+
+
+def _cell(found: Outcome) -> str:
+    drop, low, high = found.drop
+    return f"{found.accuracy:.4f} ({-drop:+.4f}, {-high:+.4f} to {-low:+.4f}), perplexity {found.perplexity:.4f}"
+
+
+def table(chosen: list[Case]) -> str:
+    """The configurations that were measured, in markdown."""
+    lines = [
+        "| quantized | A bits | policy | masked accuracy | against float (95 % interval) | perplexity "
+        "| embedding SQNR [dB] | size [MB] |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case in chosen:
+        if case.path.exists():
+            found = Outcome.read(case.path)
+            says = ROWS[case.row].says if case.row in ROWS else "nothing (float)"
+            drop, low, high = found.drop
+            compared = f"{-drop:+.4f} ({-high:+.4f} to {-low:+.4f})" if case.row in ROWS else ""
+            width = case.bits if case.row in ROWS and ROWS[case.row].inputs else ""
+            lines.append(
+                f"| {says} | {width} | {case.policy if width else ''} | {found.accuracy:.4f} | {compared} "
+                f"| {found.perplexity:.4f} | {found.sqnr_db:.2f} | {found.size_mb:.1f} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--engine", choices=["onnxruntime", "openvino"], default="onnxruntime")
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--bits", nargs="+", type=int, default=[8, 6, 4])
+    parser.add_argument("--policies", nargs="+", choices=list(POLICIES), default=list(POLICIES))
+    parser.add_argument("--sequences", type=int, default=SEQUENCES, help="of the evaluation")
+    parser.add_argument("--again", action="store_true", help="measure what is there already, too")
+    parser.add_argument("--report", action="store_true", help="measure nothing")
+    given = parser.parse_args()
+    chosen = list(cases(given.engine, given.rows, given.bits, given.policies, given.sequences))
+    if not given.report:
+        measure(chosen, again=given.again)
+    text = table(chosen)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{given.engine}-{given.sequences}.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
