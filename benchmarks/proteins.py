@@ -35,7 +35,7 @@ from proteins_subject import RECIPE, Remembering, Split, Subject
 RESULTS = HERE / "results" / "proteins"
 LINEAR = "linear"
 ALL = frozenset({LINEAR, *FLOAT_INPUTS})
-SEQUENCES = 300
+SEQUENCES = 120
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from fptq.types import Feeds, Runner
 
 EVERY = 10
 """Every so many sequences of the sorted list are for calibration; the others are for evaluation."""
-EMBEDDED = 64
+EMBEDDED = 24
 """Sequences whose vectors are compared."""
 SEED = 0
 
