@@ -246,9 +246,9 @@ class _Search:
         """The error of each row with these ends of the first region, f64[G]."""
         rows, params = self.values.rows, params_from_breakpoints(self.spec, *self.outer, [inner])
         difference = np.abs(rows - fake_quantize_piecewise(rows, self.spec, params))
-        inner, outer = (region.scale[:, None] for region in params.regions)
+        fine, coarse = (region.scale[:, None] for region in params.regions)
         low, high = (end[:, None] for end in _covered(self.spec.region, params.regions[0]))
-        step = np.where((rows < low) | (rows > high), outer, inner)
+        step = np.where((rows < low) | (rows > high), coarse, fine)
         # Rounding to a step finer than the values are known costs what it does on average, not what it does here.
         unknown = (step < self.values.resolution) & (difference <= step)
         average = (self.p + 1) ** (-1 / self.p) / 2

@@ -28,7 +28,7 @@ from fptq.numerics import (
 from fptq.plan.encoding import Encoding
 from fptq.recipes.problem import Problem
 from fptq.recipes.refine import EFFORTS, Bench, Refined, Score
-from fptq.rewrite import FloatInput, ProductInput, TwoRegions, branched, float_inputs, product_inputs, summed
+from fptq.rewrite import FloatInput, ProductInput, Regions, branched, float_inputs, product_inputs, summed
 from fptq.rewrite.channels import channel_extremes
 from fptq.types import Array, FeedSource, Progress, silent
 
@@ -66,7 +66,7 @@ class _Offer:
     """
 
     cut: ProductInput
-    regions: TwoRegions
+    regions: Regions
     before_db: float
     after_db: float
 
@@ -196,13 +196,13 @@ def _quantized_weights(found: Refined) -> int:
 def _offers(one: _Worst, extremes: tuple[Array, Array], p: float) -> Iterator[_Offer]:
     """Tails of few channels, and one of all channels at the breakpoints that are best for the values alone."""
     spec = PiecewiseSpec(region=one.cut.spec)
-    everywhere = TwoRegions(params=piecewise_params(spec, one.sketch, p=p), channels=tuple(range(one.cut.channels)))
+    everywhere = Regions(params=piecewise_params(spec, one.sketch, p=p), channels=tuple(range(one.cut.channels)))
     for regions in (everywhere, *_of_few_channels(spec, extremes)):
         after = sketched_sqnr(one.sketch, partial(fake_quantize_piecewise, spec=spec, params=regions.params))
         yield _Offer(cut=one.cut, regions=regions, before_db=one.sqnr_db, after_db=after)
 
 
-def _of_few_channels(spec: PiecewiseSpec, extremes: tuple[Array, Array]) -> Iterator[TwoRegions]:
+def _of_few_channels(spec: PiecewiseSpec, extremes: tuple[Array, Array]) -> Iterator[Regions]:
     """The first region holds all channels but 1, 2, 4, ... that reach farthest."""
     low, high = np.minimum(extremes[0], 0), np.maximum(extremes[1], 0)
     full = float(low.min()), float(high.max())
@@ -213,7 +213,7 @@ def _of_few_channels(spec: PiecewiseSpec, extremes: tuple[Array, Array]) -> Iter
         ends = max(_HEADROOM * float(low[inner].min()), full[0]), min(_HEADROOM * float(high[inner].max()), full[1])
         if ends != full:
             params = params_from_breakpoints(spec, *full, [ends])
-            yield TwoRegions(params=params, channels=tuple(map(int, outer)))
+            yield Regions(params=params, channels=tuple(map(int, outer)))
         count *= 2
 
 

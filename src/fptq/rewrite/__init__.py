@@ -10,7 +10,8 @@ from fptq.graph.model import Model
 from fptq.rewrite.bias import corrected_biases, input_means, measured_biases, shifted_biases
 from fptq.rewrite.branches import branches_levelled
 from fptq.rewrite.equalize import equalized
-from fptq.rewrite.piecewise import ProductInput, TwoRegions, branched, product_inputs
+from fptq.rewrite.piecewise import Regions, branched
+from fptq.rewrite.product_inputs import ProductInput, product_inputs
 from fptq.rewrite.smooth import logarithmically_smoothed, smoothed
 from fptq.rewrite.space_to_depth import space_to_depth_stem
 from fptq.rewrite.summed import FloatInput, float_inputs, summed
@@ -24,7 +25,7 @@ __all__ = [
     "PASSES",
     "FloatInput",
     "ProductInput",
-    "TwoRegions",
+    "Regions",
     "branched",
     "branches_levelled",
     "corrected_biases",

@@ -15,8 +15,7 @@ import onnx_ir as ir
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
-from fptq.numerics import PerTensor, PiecewiseParams, PiecewiseSpec, QuantizerSpec, branches
-from fptq.numerics.piecewise import Branch
+from fptq.numerics import Branch, PerTensor, PiecewiseParams, PiecewiseSpec, QuantizerSpec, branches
 from fptq.plan.encoding import Encoding
 from fptq.plan.float_inputs import quantized_for_float
 from fptq.plan.plan import Plan
