@@ -13,9 +13,10 @@ import argparse
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from fptq.graph.write import save
 from fptq.plan import PROFILES, Plan, Policy, Refusal, materialize, place
 from fptq.plan.float_inputs import FLOAT_INPUTS, with_float_inputs
 from fptq.recipes.refine import Refined, unrefined
-from fptq.recipes.two_regions import Extremes, everywhere_in_two_regions, extremes_of
+from fptq.recipes.two_regions import Extremes, everywhere_in_regions, extremes_of
 from fptq.tasks import Scores, paired_drop
 from layout import HERE
 from proteins_subject import RECIPE, Remembering, Split, Subject
@@ -77,18 +78,32 @@ class Given:
     extremes: Extremes
 
 
-def uniform(given: Given) -> Refined:
-    """One scale and zero point a tensor, clipped where the error to the power of 2.4 is least."""
-    return given.start
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How activations are quantized.
+
+    Attributes:
+        observer: How uniform ranges are found.
+        made: What becomes of the network with uniform quantizers.
+    """
+
+    observer: Literal["lp", "minmax"] = "lp"
+    made: Callable[[Given], Refined] = lambda given: given.start
 
 
-def two_regions(given: Given) -> Refined:
-    """Piecewise linear, two regions for every activation."""
-    return everywhere_in_two_regions(given.start, given.extremes, p=RECIPE.p)
+def in_regions(count: int) -> Way:
+    """Piecewise linear, so many regions for every activation, breakpoints where the histogram's error is least."""
+    return Way(made=lambda given: everywhere_in_regions(given.start, given.extremes, count=count, p=RECIPE.p))
 
 
-POLICIES: Mapping[str, Callable[[Given], Refined]] = {"uniform": uniform, "PWLQ": two_regions}
-"""Columns of the table."""
+POLICIES: Mapping[str, Way] = {
+    "range": Way(observer="minmax"),
+    "uniform": Way(),
+    "PWLQ": in_regions(2),
+    "PWLQ-3": in_regions(3),
+}
+"""Columns of the table: uniform over all that was seen, as published; uniform, clipped where the error is least, as
+fptq does by default; two and three regions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,21 +166,18 @@ class Bench:
 
     subject: Subject
     folder: Path
-    _files: int = field(default=0)
 
     def measured(self, case: Case) -> Outcome:
         if case.policy == "float":
             return self._outcome(self.subject.loaded)
         start = self.started(case)
-        made = POLICIES[case.policy](Given(start=start, extremes=self.extremes))
+        made = POLICIES[case.policy].made(Given(start=start, extremes=self.extremes))
         return self._outcome(materialize(made.model, made.encoding))
 
     def started(self, case: Case) -> Refined:
         """The network with uniform quantizers where the row has them."""
-        row = ROWS[case.row]
-        return unrefined(
-            self.subject.model, self._plan(row, case.bits), statistics=self._statistics, recipe=RECIPE
-        )
+        plan, recipe = self._plan(ROWS[case.row], case.bits), RECIPE.merged(observer=POLICIES[case.policy].observer)
+        return unrefined(self.subject.model, plan, statistics=self._statistics, recipe=recipe)
 
     def _plan(self, row: Row, bits: int) -> Plan:
         model, profile = self.subject.model, PROFILES[self.subject.engine]
@@ -192,11 +204,10 @@ class Bench:
 
     @cached_property
     def _float(self) -> Remembering:
-        return Remembering(runner=self._session(self.subject.loaded))
+        return Remembering(runner=self._session(self.subject.loaded)[0])
 
     def _outcome(self, network: Model) -> Outcome:
-        session = self._session(network)
-        size = self._last.stat().st_size / 1e6
+        session, size_mb = self._session(network)
         masked, embedded = (
             task.evaluate_all({"float": self._float, "other": session})
             for task in (self.subject.masked, self.subject.embedded)
@@ -208,18 +219,18 @@ class Bench:
             drop=(drop.value, drop.low, drop.high),
             perplexity=float(np.exp(masked["other"]["nll"].value)),
             embedding_error=_error(embedded["other"]),
-            size_mb=size,
+            size_mb=size_mb,
             accuracies=accuracy.cases,
         )
 
-    @property
-    def _last(self) -> Path:
-        return self.folder / f"{self._files}.onnx"
-
-    def _session(self, network: Model) -> Session:
-        self._files += 1
-        save(network, self._last)
-        return ENGINES[self.subject.engine].compile(self._last, CompileOptions(threads=1))
+    def _session(self, network: Model) -> tuple[Session, float]:
+        """A session, and the size of its file [MB], which is gone by then."""
+        path = self.folder / "network.onnx"
+        save(network, path)
+        size_mb = path.stat().st_size / 1e6
+        session = ENGINES[self.subject.engine].compile(path, CompileOptions(threads=1))
+        path.unlink()
+        return session, size_mb
 
 
 def _error(scores: Scores) -> float:

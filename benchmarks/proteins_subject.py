@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 import antiberty
-from fptq.calibrate import CollectOptions, Statistics, collect, needed, observer
 from fptq.cache import Cache
+from fptq.calibrate import CollectOptions, Statistics, collect, needed, observer
 from fptq.config import Recipe
 from fptq.demo.assets import fetch
 from fptq.feeds.fasta import Protein

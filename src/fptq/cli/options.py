@@ -59,7 +59,7 @@ Precision = Annotated[
     list[str] | None, typer.Option(metavar="GLOB=int8|float", help="Precision by name; may be repeated.")
 ]
 Regions = Annotated[
-    str | None, typer.Option(metavar="auto|one|two", help="Regions of activations: two are piecewise linear (PWLQ).")
+    str | None, typer.Option(metavar="auto|one|two|three", help="Of activations: two or more is piecewise linear.")
 ]
 AlsoQuantize = Annotated[
     list[str] | None,

@@ -126,7 +126,7 @@ def _check_low_bits(recipe: Recipe, source: str) -> None:
 
 def _check_placement(recipe: Recipe, source: str) -> None:
     """What is asked for beside the engine's own placement, where something else decides about placements."""
-    asked = {"also_quantize": bool(recipe.also_quantize), "regions": recipe.regions == "two"}
+    asked = {"also_quantize": bool(recipe.also_quantize), "regions": recipe.regions not in ("auto", "one")}
     name = next((name for name, given in asked.items() if given), None)
     other = [*(["bits"] if recipe.bits is not None else []), *recipe.limits]
     if name is not None and other:

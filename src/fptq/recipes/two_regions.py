@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 
@@ -32,6 +33,9 @@ from fptq.rewrite import FloatInput, ProductInput, Regions, branched, float_inpu
 from fptq.rewrite.channels import channel_extremes
 from fptq.types import Array, FeedSource, Progress, silent
 
+REGIONS: Mapping[str, int] = MappingProxyType({"two": 2, "three": 3})
+"""How many, by the recipe's word for it."""
+_NAMES = {count: name for name, count in REGIONS.items()}
 TAIL_SHARE = 0.1
 """Weights that all tails may read again, as a share of those of the quantized layers: the cost in time and in size."""
 _FEW, _HEADROOM = 1 / 8, 1.5
@@ -72,13 +76,14 @@ class _Offer:
 
     @property
     def cost(self) -> float:
-        """Elements of weights that are read a second time."""
-        return self.cut.weights * len(self.regions.channels) / self.cut.channels
+        """Elements of weights that are read again."""
+        tails = len(self.regions.params.regions) - 1
+        return tails * self.cut.weights * len(self.regions.channels) / self.cut.channels
 
     def __str__(self) -> str:
         local = f"its own SQNR {self.before_db:.1f} -> {self.after_db:.1f} dB"
         tail = f"tail of {len(self.regions.channels)} of {self.cut.channels} channels"
-        return f"two regions for {self.cut.value} ({local}, {tail})"
+        return f"{_NAMES[len(self.regions.params.regions)]} regions for {self.cut.value} ({local}, {tail})"
 
 
 def in_two_regions(found: Refined, *, problem: Problem, score: Score, progress: Progress = silent) -> Refined:
@@ -93,8 +98,9 @@ def in_two_regions(found: Refined, *, problem: Problem, score: Score, progress: 
     match problem.recipe.regions:
         case "one":
             return found
-        case "two":
-            return everywhere_in_two_regions(found, extremes_of(found, problem.calibration), p=problem.recipe.p)
+        case "two" | "three" as count:
+            extremes = extremes_of(found, problem.calibration)
+            return everywhere_in_regions(found, extremes, count=REGIONS[count], p=problem.recipe.p)
     effort = EFFORTS[problem.recipe.recipe]
     worst = _worst(found)[: effort.regions]
     if not worst:
@@ -130,37 +136,40 @@ def extremes_of(found: Refined, samples: FeedSource, cuts: Iterable[ProductInput
     return channel_extremes(found.model, axes, samples) if axes else {}
 
 
-def everywhere_in_two_regions(found: Refined, extremes: Extremes, *, p: float) -> Refined:
-    """The network with two regions for every activation that can be cut, and whose own error falls by it.
+def everywhere_in_regions(found: Refined, extremes: Extremes, *, count: int = 2, p: float) -> Refined:
+    """The network with several regions for every activation that can be cut, and whose own error falls by it.
 
     Nothing is tried on the engine, and tails cost what they cost: this is piecewise-linear quantization as such.
 
     Args:
         found: The network with its numbers.
         extremes: What the channels reach, as `extremes_of` finds it.
+        count: How many regions; for the input of products two where few channels need a tail and that is as good.
         p: Exponent of the error that breakpoints minimise.
     """
     for one in _worst(found):
-        offer = _best_offer(list(_offers(one, extremes[one.cut.value], p)), math.inf, least_gain_db=0)
+        offers = list(_offers(one, extremes[one.cut.value], p, regions=count))
+        offer = _best_offer(offers, math.inf, least_gain_db=0)
         if offer is not None:
             found = _with(found, str(offer), partial(branched, cut=offer.cut, regions=offer.regions))
     for cut in float_inputs(found.encoding.plan):
         sketch = found.statistics.states.get(Statistic(cut.value, Kind.SKETCH))
         if isinstance(sketch, Sketch):
-            found = _summed(found, cut, sketch, p)
+            found = _summed(found, cut, sketch, count=count, p=p)
     return found
 
 
-def _summed(found: Refined, cut: FloatInput, sketch: Sketch, p: float) -> Refined:
-    """The network with two regions in front of a float operation, where that loses less."""
-    spec = PiecewiseSpec(region=cut.spec)
+def _summed(found: Refined, cut: FloatInput, sketch: Sketch, *, count: int, p: float) -> Refined:
+    """The network with several regions in front of a float operation, where that loses less."""
+    spec = PiecewiseSpec(region=cut.spec, regions=count)
     params = piecewise_params(spec, sketch, p=p)
     uniform = partial(fake_quantize, spec=cut.spec, params=found.encoding.params[cut.placements[0]])
     before = sketched_sqnr(sketch, uniform)
     after = sketched_sqnr(sketch, partial(fake_quantize_piecewise, spec=spec, params=params))
     if after <= before:
         return found
-    name = f"two regions for {cut.value} (its own SQNR {before:.1f} -> {after:.1f} dB, read in float without gain)"
+    local = f"its own SQNR {before:.1f} -> {after:.1f} dB"
+    name = f"{_NAMES[count]} regions for {cut.value} ({local}, read in float without gain)"
     return _with(found, name, partial(summed, cut=cut, params=params))
 
 
@@ -193,13 +202,13 @@ def _quantized_weights(found: Refined) -> int:
     return sum(weight.size for weight in weights if weight is not None)
 
 
-def _offers(one: _Worst, extremes: tuple[Array, Array], p: float) -> Iterator[_Offer]:
-    """Tails of few channels, and one of all channels at the breakpoints that are best for the values alone."""
-    spec = PiecewiseSpec(region=one.cut.spec)
-    everywhere = Regions(params=piecewise_params(spec, one.sketch, p=p), channels=tuple(range(one.cut.channels)))
-    for regions in (everywhere, *_of_few_channels(spec, extremes)):
-        after = sketched_sqnr(one.sketch, partial(fake_quantize_piecewise, spec=spec, params=regions.params))
-        yield _Offer(cut=one.cut, regions=regions, before_db=one.sqnr_db, after_db=after)
+def _offers(one: _Worst, extremes: tuple[Array, Array], p: float, *, regions: int = 2) -> Iterator[_Offer]:
+    """Tails of few channels, and some of all channels at the breakpoints that are best for the values alone."""
+    two, whole = (PiecewiseSpec(region=one.cut.spec, regions=count) for count in (2, regions))
+    everywhere = Regions(params=piecewise_params(whole, one.sketch, p=p), channels=tuple(range(one.cut.channels)))
+    for spec, made in ((whole, everywhere), *((two, few) for few in _of_few_channels(two, extremes))):
+        after = sketched_sqnr(one.sketch, partial(fake_quantize_piecewise, spec=spec, params=made.params))
+        yield _Offer(cut=one.cut, regions=made, before_db=one.sqnr_db, after_db=after)
 
 
 def _of_few_channels(spec: PiecewiseSpec, extremes: tuple[Array, Array]) -> Iterator[Regions]:
