@@ -7,20 +7,15 @@ import gzip
 import itertools
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 TOKENS = 144
 """Length that shorter sequences are filled up to; the longest heavy chain has 141 residues and two marks."""
 
-Tokens = NDArray[np.int64]
-
 _WIDTH, _INNER, _HEADS, _LAYERS, _VOCABULARY, _POSITIONS = 512, 2048, 8, 8, 25, 512
 _EPSILON = 1e-12
-_MASK = 4
 _BASES = "TCAG"
 _RESIDUES = "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG"
 _CODE = {"".join(codon): residue for codon, residue in zip(itertools.product(_BASES, repeat=3), _RESIDUES, strict=True)}
@@ -128,24 +123,6 @@ def read_sequences(path: Path) -> tuple[str, ...]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         found = {_translated(row["sequence_alignment"]) for row in csv.DictReader(file, delimiter="\t")}
     return tuple(sorted(s for s in found if len(s) >= 100 and not set(s) & {"X", "*"}))
-
-
-def encoded(sequence: str, vocabulary: Path) -> Tokens:
-    """Tokens `i64[1, TOKENS]`: a start mark, the residues, an end mark, filled up with 0."""
-    names = vocabulary.read_text(encoding="utf-8").split()
-    numbers = [names.index(name) for name in ("[CLS]", *sequence, "[SEP]")]
-    tokens = np.zeros((1, TOKENS), np.int64)
-    tokens[0, : len(numbers)] = numbers
-    return tokens
-
-
-def masked(tokens: Tokens, generator: np.random.Generator) -> tuple[Tokens, Tokens]:
-    """The tokens with 15 % of the residues hidden, and where: `i64[1, T]` and `i64[k]`."""
-    residues = int((tokens > 0).sum()) - 2
-    where = 1 + generator.permutation(residues)[: max(1, int(0.15 * residues))]
-    hidden = tokens.copy()
-    hidden[0, where] = _MASK
-    return hidden, where
 
 
 def _translated(sequence: str) -> str:

@@ -21,6 +21,7 @@ from typing import Literal
 import numpy as np
 
 import antiberty
+from fptq.calibrate import Statistics
 from fptq.demo.assets import fetch
 from fptq.engines import ENGINES, CompileOptions, Session
 from fptq.graph.model import Model
@@ -199,7 +200,7 @@ class Bench:
         return extremes_of(whole, self.subject.calibration)
 
     @cached_property
-    def _statistics(self):  # type: ignore[no-untyped-def]
+    def _statistics(self) -> Statistics:
         return self.subject.statistics(self._plan(ROWS["everything"], 8))
 
     @cached_property

@@ -15,7 +15,7 @@ from fptq.calibrate import CollectOptions, Statistics, collect, needed, observer
 from fptq.config import Recipe
 from fptq.demo.assets import fetch
 from fptq.feeds.fasta import Protein
-from fptq.feeds.tokenizer import open_tokenizer
+from fptq.feeds.tokenizer import Tokenizer, open_tokenizer
 from fptq.feeds.tokens import MaskedTokens, token_input
 from fptq.graph.load import load
 from fptq.graph.model import Model
@@ -53,18 +53,15 @@ class Split:
 
     def nearest(self) -> list[float]:
         """For each sequence of the evaluation the identity with the nearest of the calibration, of equal length."""
-        return [max(map(_identity(one), self.calibration)) for one in self.evaluation]
+        return [max(_identity(one, other) for other in self.calibration) for one in self.evaluation]
 
 
-def _identity(one: Protein):  # type: ignore[no-untyped-def]
-    letters = np.frombuffer(one.residues.encode(), np.uint8)
-
-    def identity(other: Protein) -> float:
-        if len(other.residues) != len(one.residues):
-            return 0.0
-        return float((letters == np.frombuffer(other.residues.encode(), np.uint8)).mean())
-
-    return identity
+def _identity(one: Protein, other: Protein) -> float:
+    """Share of equal residues; 0 for another length."""
+    if len(other.residues) != len(one.residues):
+        return 0.0
+    letters, others = (np.frombuffer(protein.residues.encode(), np.uint8) for protein in (one, other))
+    return float((letters == others).mean())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +129,7 @@ class Subject:
         return [info.name for info in self.loaded.outputs]
 
     @cached_property
-    def _tokenizer(self):  # type: ignore[no-untyped-def]
+    def _tokenizer(self) -> Tokenizer:
         return open_tokenizer(fetch("antiberty-vocabulary"))
 
     @cached_property
