@@ -64,7 +64,8 @@ class AntiBERTy(nn.Module):
         x, mask = self.norm(x), (tokens != 0)[:, None, None]
         for layer in self.layers:
             x = layer(x, mask)
-        return x
+        vectors: Tensor = x
+        return vectors
 
     def logits(self, x: Tensor) -> Tensor:
         """The head for masked tokens, from vectors `f32[N, T, 512]`."""

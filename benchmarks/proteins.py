@@ -1,7 +1,7 @@
 """Which inputs a protein language model may have rounded, and what two regions bring: PTQ4Protein's ablation.
 
 python benchmarks/proteins.py                                 the whole table on ONNX Runtime
-python benchmarks/proteins.py --engine openvino --rows activations weights+activations --bits 8
+python benchmarks/proteins.py --engine openvino --rows activations everything --bits 8
 python benchmarks/proteins.py --report                        the tables of what was measured before
 
 Every configuration is a file in results/proteins, so the table can be made in pieces; --again makes them anew.
@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -27,43 +27,14 @@ from fptq.engines import ENGINES, CompileOptions, Session
 from fptq.graph.model import Model
 from fptq.graph.write import save
 from fptq.plan import PROFILES, Plan, Policy, Refusal, materialize, place
-from fptq.plan.float_inputs import FLOAT_INPUTS, with_float_inputs
+from fptq.plan.float_inputs import with_float_inputs
 from fptq.recipes.refine import Refined, unrefined
 from fptq.recipes.two_regions import Extremes, everywhere_in_regions, extremes_of
 from fptq.tasks import Scores, paired_drop
-from layout import HERE
+from proteins_results import LINEAR, RESULTS, ROWS, Case, Outcome, Row, cases, cell, comparison, table
 from proteins_subject import RECIPE, Remembering, Split, Subject
 
-RESULTS = HERE / "results" / "proteins"
-LINEAR = "linear"
-ALL = frozenset({LINEAR, *FLOAT_INPUTS})
 SEQUENCES = 120
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """What is quantized.
-
-    Attributes:
-        says: In the table.
-        inputs: Of `linear` or the kinds of `FLOAT_INPUTS`.
-        weights: Whether weights are, int8 per output channel.
-    """
-
-    says: str
-    inputs: frozenset[str]
-    weights: bool = False
-
-
-ROWS: Mapping[str, Row] = {
-    "weights": Row(says="weights only", inputs=frozenset(), weights=True),
-    "activations": Row(says="all activations", inputs=ALL),
-    "everything": Row(says="everything", inputs=ALL, weights=True),
-    "no-layernorm": Row(says="everything but LayerNorm inputs", inputs=ALL - {"layernorm"}, weights=True),
-    "layernorm": Row(says="LayerNorm inputs only", inputs=frozenset({"layernorm"})),
-    "softmax": Row(says="Softmax inputs only", inputs=frozenset({"softmax"})),
-    "linear": Row(says="Linear inputs only", inputs=frozenset({LINEAR})),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,60 +76,6 @@ POLICIES: Mapping[str, Way] = {
 }
 """Columns of the table: uniform over all that was seen, as published; uniform, clipped where the error is least, as
 fptq does by default; two and three regions."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Case:
-    """One configuration.
-
-    Attributes:
-        engine: What runs it.
-        row: A key of `ROWS`.
-        bits: Of activations.
-        policy: A key of `POLICIES`.
-        sequences: Of the evaluation.
-    """
-
-    engine: str
-    row: str
-    bits: int
-    policy: str
-    sequences: int
-
-    @property
-    def path(self) -> Path:
-        return RESULTS / f"{self.engine}-{self.sequences}-{self.row}-a{self.bits}-{self.policy}.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What was measured.
-
-    Attributes:
-        accuracy: Share of masked residues that are named right.
-        drop: What the float network has more, with the ends of its paired 95 % interval.
-        perplexity: exp of the mean masked cross-entropy.
-        embedding_error: Squared error of the vectors over their squares, mean over sequences.
-        size_mb: Of the Q/DQ file [MB].
-        accuracies: Of each sequence.
-    """
-
-    accuracy: float
-    drop: tuple[float, float, float]
-    perplexity: float
-    embedding_error: float
-    size_mb: float
-    accuracies: tuple[float, ...]
-
-    @property
-    def sqnr_db(self) -> float:
-        """Of the vectors."""
-        return float(-10 * np.log10(self.embedding_error)) if self.embedding_error else float("inf")
-
-    @classmethod
-    def read(cls, path: Path) -> Outcome:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**found, "drop": tuple(found["drop"]), "accuracies": tuple(found["accuracies"])})
 
 
 @dataclass(kw_only=True)
@@ -239,17 +156,6 @@ def _error(scores: Scores) -> float:
     return float(np.mean(10 ** (-decibels / 10)))
 
 
-def cases(engine: str, rows: list[str], bits: list[int], policies: list[str], sequences: int) -> Iterator[Case]:
-    """The configurations, float first; weights alone have neither bits nor policy of activations."""
-    one = Case(engine=engine, row="float", bits=32, policy="float", sequences=sequences)
-    yield one
-    for row in rows:
-        if not ROWS[row].inputs:
-            yield replace(one, row=row, bits=8, policy="uniform")
-            continue
-        yield from (replace(one, row=row, bits=width, policy=policy) for width in bits for policy in policies)
-
-
 def measure(chosen: list[Case], *, again: bool) -> None:
     """Measure what is not there yet."""
     missing = [case for case in chosen if again or not case.path.exists()]
@@ -262,33 +168,7 @@ def measure(chosen: list[Case], *, again: bool) -> None:
         for case in missing:
             found = bench.measured(case)
             case.path.write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
-            print(f"{case.row} A{case.bits} {case.policy}: {_cell(found)}, {found.sqnr_db:.2f} dB", flush=True)
-
-
-def _cell(found: Outcome) -> str:
-    drop, low, high = found.drop
-    return f"{found.accuracy:.4f} ({-drop:+.4f}, {-high:+.4f} to {-low:+.4f}), perplexity {found.perplexity:.4f}"
-
-
-def table(chosen: list[Case]) -> str:
-    """The configurations that were measured, in markdown."""
-    lines = [
-        "| quantized | A bits | policy | masked accuracy | against float (95 % interval) | perplexity "
-        "| embedding SQNR [dB] | size [MB] |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for case in chosen:
-        if case.path.exists():
-            found = Outcome.read(case.path)
-            says = ROWS[case.row].says if case.row in ROWS else "nothing (float)"
-            drop, low, high = found.drop
-            compared = f"{-drop:+.4f} ({-high:+.4f} to {-low:+.4f})" if case.row in ROWS else ""
-            width = case.bits if case.row in ROWS and ROWS[case.row].inputs else ""
-            lines.append(
-                f"| {says} | {width} | {case.policy if width else ''} | {found.accuracy:.4f} | {compared} "
-                f"| {found.perplexity:.4f} | {found.sqnr_db:.2f} | {found.size_mb:.1f} |"
-            )
-    return "\n".join(lines) + "\n"
+            print(f"{case.row} A{case.bits} {case.policy}: {cell(found)}, {found.sqnr_db:.2f} dB", flush=True)
 
 
 def main() -> None:
@@ -304,7 +184,7 @@ def main() -> None:
     chosen = list(cases(given.engine, given.rows, given.bits, given.policies, given.sequences))
     if not given.report:
         measure(chosen, again=given.again)
-    text = table(chosen)
+    text = f"{table(chosen)}\n{comparison(chosen)}"
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{given.engine}-{given.sequences}.md").write_text(text, encoding="utf-8")
     print(text)
