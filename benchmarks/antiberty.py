@@ -7,20 +7,15 @@ import gzip
 import itertools
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 TOKENS = 144
 """Length that shorter sequences are filled up to; the longest heavy chain has 141 residues and two marks."""
 
-Tokens = NDArray[np.int64]
-
 _WIDTH, _INNER, _HEADS, _LAYERS, _VOCABULARY, _POSITIONS = 512, 2048, 8, 8, 25, 512
 _EPSILON = 1e-12
-_MASK = 4
 _BASES = "TCAG"
 _RESIDUES = "FFLLSSSSYY**CC*WLLLLPPPPHHQQRRRRIIIMTTTTNNKKSSRRVVVVAAAADDEEGGGG"
 _CODE = {"".join(codon): residue for codon, residue in zip(itertools.product(_BASES, repeat=3), _RESIDUES, strict=True)}
@@ -61,12 +56,34 @@ class AntiBERTy(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits `f32[N, T, 25]` for tokens `i64[N, T]`, T <= 512, filled up with 0."""
+        return self.logits(self.embedded(tokens))
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """Vectors `f32[N, T, 512]`: the result of the last layer."""
         x = self.token(tokens) + self.position.weight[: tokens.shape[1]] + self.kind.weight[0]
         x, mask = self.norm(x), (tokens != 0)[:, None, None]
         for layer in self.layers:
             x = layer(x, mask)
-        logits: Tensor = self.decoder(self.head_norm(functional.gelu(self.transform(x))))
-        return logits
+        vectors: Tensor = x
+        return vectors
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The head for masked tokens, from vectors `f32[N, T, 512]`."""
+        found: Tensor = self.decoder(self.head_norm(functional.gelu(self.transform(x))))
+        return found
+
+
+class WithEmbedding(nn.Module):
+    """AntiBERTy that returns its vectors too."""
+
+    def __init__(self, network: AntiBERTy) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits `f32[N, T, 25]` and vectors `f32[N, T, 512]` for tokens `i64[N, T]`."""
+        x = self.network.embedded(tokens)
+        return self.network.logits(x), x
 
 
 def load_antiberty(path: Path) -> AntiBERTy:
@@ -107,24 +124,6 @@ def read_sequences(path: Path) -> tuple[str, ...]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         found = {_translated(row["sequence_alignment"]) for row in csv.DictReader(file, delimiter="\t")}
     return tuple(sorted(s for s in found if len(s) >= 100 and not set(s) & {"X", "*"}))
-
-
-def encoded(sequence: str, vocabulary: Path) -> Tokens:
-    """Tokens `i64[1, TOKENS]`: a start mark, the residues, an end mark, filled up with 0."""
-    names = vocabulary.read_text(encoding="utf-8").split()
-    numbers = [names.index(name) for name in ("[CLS]", *sequence, "[SEP]")]
-    tokens = np.zeros((1, TOKENS), np.int64)
-    tokens[0, : len(numbers)] = numbers
-    return tokens
-
-
-def masked(tokens: Tokens, generator: np.random.Generator) -> tuple[Tokens, Tokens]:
-    """The tokens with 15 % of the residues hidden, and where: `i64[1, T]` and `i64[k]`."""
-    residues = int((tokens > 0).sum()) - 2
-    where = 1 + generator.permutation(residues)[: max(1, int(0.15 * residues))]
-    hidden = tokens.copy()
-    hidden[0, where] = _MASK
-    return hidden, where
 
 
 def _translated(sequence: str) -> str:

@@ -20,9 +20,13 @@ from fptq.demo.assets import fetch
 from fptq.demo.brain import brain_demo, evaluation_case
 from fptq.demo.heads import AugmentedHeads
 from fptq.feeds import read_scan
+from fptq.feeds.fasta import Protein
+from fptq.feeds.tokenizer import open_tokenizer
+from fptq.feeds.tokens import MaskedTokens, TokenInput
 from fptq.graph.model import TensorInfo
 from fptq.tasks import Score, Scores, SegmentationTask, VolumeInput
 from fptq.tasks.base import Task
+from fptq.tasks.proteins import ProteinOutputs, ProteinTask
 from fptq.types import Feeds, FeedSource, Runner
 
 SAMPLES = 32
@@ -92,27 +96,6 @@ class ImageTask:
         return _scores("accuracy", right)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResidueTask:
-    """Share of masked residues that are named right, sequence by sequence.
-
-    Attributes:
-        cases: Masked tokens `i64[1, T]`, where the masks are, and what they hide.
-    """
-
-    cases: tuple[tuple[antiberty.Tokens, antiberty.Tokens, antiberty.Tokens], ...]
-
-    def evaluate(self, runner: Runner) -> Scores:
-        """The accuracy of each sequence, and over all residues together."""
-        shares, right, total = [], 0, 0
-        for hidden, where, truth in self.cases:
-            (logits,) = runner({"tokens": hidden}).values()
-            hits = logits[0, where].argmax(1) == truth
-            shares.append(float(hits.mean()))
-            right, total = right + int(hits.sum()), total + len(where)
-        return _scores("accuracy", shares, value=right / total)
-
-
 def deepbrain_subject(samples: int, seed: int) -> Trained:
     """Brain extraction; calibration on copies of an averaged head, evaluation on Colin27."""
     case, _ = evaluation_case()
@@ -173,24 +156,27 @@ def fashion_subject(width: int, epochs: int) -> Callable[[int, int], Trained]:
 
 def antiberty_subject(samples: int, seed: int) -> Trained:
     """An antibody language model; evaluation on the first 200 sequences of the alphabet, calibration on others."""
-    sequences, vocabulary = antiberty.read_sequences(fetch("antibodies")), fetch("antiberty-vocabulary")
-    generator = np.random.default_rng(seed)
-
-    def hide(sequence: str) -> tuple[antiberty.Tokens, antiberty.Tokens, antiberty.Tokens]:
-        tokens = antiberty.encoded(sequence, vocabulary)
-        hidden, where = antiberty.masked(tokens, generator)
-        return hidden, where, tokens[0, where]
-
-    chosen = generator.choice(np.arange(200, len(sequences)), samples, replace=False)
-    calibration = [{"tokens": hide(sequences[i])[0]} for i in chosen.tolist()]
-    cases = tuple(hide(sequence) for sequence in sequences[:200])
+    vocabulary = fetch("antiberty-vocabulary")
+    tokenizer = open_tokenizer(vocabulary)
+    sequences = antiberty.read_sequences(fetch("antibodies"))
+    proteins = [Protein(name=f"VH{index}", residues=letters) for index, letters in enumerate(sequences)]
+    shape = ("batch", antiberty.TOKENS)
+    network = TokenInput(tokens=TensorInfo(name="tokens", dtype=np.dtype(np.int64), shape=shape), pad=0)
+    seen = MaskedTokens.of(proteins[200:], tokenizer, seed=seed, limit=samples).feeds(network)
     return Trained(
         name="antiberty",
         module=antiberty.load_antiberty(fetch("antiberty")),
-        example=(torch.from_numpy(calibration[0]["tokens"]),),
-        calibration=calibration,
-        evaluation=tuple({"tokens": hidden} for hidden, _, _ in cases[:16]),
-        task=ResidueTask(cases=cases),
+        example=(torch.from_numpy(seen[0]["tokens"]),),
+        calibration=seen,
+        evaluation=tuple(MaskedTokens.of(proteins[:16], tokenizer, seed=seed).feeds(network)),
+        task=ProteinTask(
+            proteins=tuple(proteins[:200]),
+            tokenizer=tokenizer,
+            network=network,
+            outputs=ProteinOutputs(logits="logits", embedding=None),
+            metrics=("accuracy",),
+            seed=seed,
+        ),
     )
 
 
@@ -203,9 +189,8 @@ SUBJECTS: Mapping[str, Callable[[int, int], Trained]] = {
 }
 
 
-def _scores(name: str, cases: list[float], *, value: float | None = None) -> Scores:
-    share = float(np.mean(cases)) if value is None else value
-    return Scores(entries=(Score(name=name, value=share, cases=tuple(cases)),))
+def _scores(name: str, cases: list[float]) -> Scores:
+    return Scores(entries=(Score(name=name, value=float(np.mean(cases)), cases=tuple(cases)),))
 
 
 def main() -> None:

@@ -71,7 +71,7 @@ def test_help_is_plain_and_short() -> None:
 
 def test_help_names_every_choice_that_the_recipe_accepts() -> None:
     text = fptq("quantize", "--help").stdout
-    for field in ("engine", "task", "observer"):
+    for field in ("engine", "task", "observer", "regions"):
         assert "|".join(get_args(Recipe.model_fields[field].annotation)) in text
 
 
@@ -84,6 +84,7 @@ def test_help_names_every_choice_that_the_recipe_accepts() -> None:
         (["quantize", "x", "--cailb", "y"], 2, "--calib"),
         (["quantize", "x", "--threads", "two"], 2, "--threads"),
         (["quantize", "x", "--calib", "y", "--engine", "ort"], 2, "options: engine = 'ort' should be 'auto'"),
+        (["quantize", "x", "--calib", "y", "--also-quantize", "norm"], 2, "also_quantize.0 = 'norm' should be"),
         (["quantize", "x", "--calib", "y", "--precision", "a"], 2, "GLOB=int8"),
         (["quantize", "x", "--calib", "y", "--precision", "a=int4"], 2, "precision.a = 'int4'"),
         (["quantize", "x", "--calib", "y", "--keep-float", "a", "--precision", "a=int8"], 2, "either kept in float"),

@@ -41,6 +41,13 @@ def refused(options: dict[str, Any]) -> str:
         ({"weight_bits": 17}, "weight_bits = 17 should be less than or equal to 16"),
         ({"recipe": "slow"}, "recipe = 'slow' should be 'auto', 'fast' or 'best'"),
         ({"p": 9}, "p = 9 should be less than or equal to 8"),
+        ({"also_quantize": ["norm"]}, "also_quantize.0 = 'norm' should be 'layernorm', 'softmax' or 'activation'"),
+        (
+            {"regions": "two", "bits": "w4a8"},
+            "regions = 'two' and bits. it is for a network that is quantized as a whole",
+        ),
+        ({"also_quantize": "softmax", "max_size": "0.3x"}, "also_quantize = ('softmax',) and max_size"),
+        ({"also_quantize": "softmax", "plan": "plan.json"}, "a plan says where quantizers stand"),
     ],
 )
 def test_a_wrong_option_is_named_in_one_line(options: dict[str, Any], says: str) -> None:

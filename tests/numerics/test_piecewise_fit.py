@@ -146,6 +146,16 @@ def test_more_regions_make_less_error(name, regions):
         assert errors[0] < errors[1]
 
 
+@pytest.mark.parametrize("name", ["gaussian", "laplace", "heavy"])
+def test_three_regions_are_near_the_best_of_a_grid(name):
+    x = drawn(name, count=4000)
+    spec, full = PiecewiseSpec(region=NARROW, regions=3), float(np.abs(x).max())
+    shares = 0.8 ** np.arange(0.0, 25)
+    grids = [[(-full * a, full * a), (-full * b, full * b)] for b in shares for a in shares if a < b]
+    least = min(error(x, spec, params_from_breakpoints(spec, -full, full, inner)) for inner in grids)
+    assert error(x, spec, searched(x, spec)) <= least * 1.02
+
+
 def test_sides_have_breakpoints_of_their_own():
     spec = PiecewiseSpec(region=U8)
     for x, (below, above) in ((drawn("gelu"), (0.17, 1.4)), (-drawn("gelu"), (1.4, 0.17)), (drawn("relu"), (0, 1.5))):

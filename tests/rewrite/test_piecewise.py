@@ -24,7 +24,7 @@ from fptq.numerics import (
     params_from_breakpoints,
 )
 from fptq.plan import PROFILES, Encoding, Placement, Plan, materialize, place
-from fptq.rewrite import ProductInput, TwoRegions, branched, product_inputs
+from fptq.rewrite import ProductInput, Regions, branched, product_inputs
 
 ENGINE_NAMES = ["onnxruntime", "openvino"]
 OUTLIERS = (1, 6)
@@ -65,7 +65,7 @@ class Case:
     model: Model
     encoding: Encoding
     cut: ProductInput
-    regions: TwoRegions
+    regions: Regions
     changed: Model
     cut_encoding: Encoding
 
@@ -94,14 +94,19 @@ def planned(model: Model, spec: QuantizerSpec) -> Plan:
     return Plan(engine="", specs=specs, weights=placed.weights, int32_bias=biased)
 
 
-def case(net: Callable, name: str, *, spec: QuantizerSpec = U8, channels: tuple[int, ...] = OUTLIERS) -> Case:
+INNER = {2: [(-1.7, 1.6)], 3: [(-0.7, 0.8), (-9.0, 6.0)]}
+
+
+def case(
+    net: Callable, name: str, *, spec: QuantizerSpec = U8, channels: tuple[int, ...] = OUTLIERS, regions: int = 2
+) -> Case:
     model = NETS[name](net)
     encoding = calibrate(model, planned(model, spec), [{"x": drawn(model)}])
     (cut,) = product_inputs(model, encoding.plan)
-    params = params_from_breakpoints(PiecewiseSpec(region=spec), -61.0, 61.0, [(-1.7, 1.6)])
-    regions = TwoRegions(params=params, channels=channels)
-    changed, cut_encoding = branched(model, encoding, cut=cut, regions=regions)
-    return Case(model=model, encoding=encoding, cut=cut, regions=regions, changed=changed, cut_encoding=cut_encoding)
+    params = params_from_breakpoints(PiecewiseSpec(region=spec, regions=regions), -61.0, 61.0, INNER[regions])
+    cut_at = Regions(params=params, channels=channels)
+    changed, cut_encoding = branched(model, encoding, cut=cut, regions=cut_at)
+    return Case(model=model, encoding=encoding, cut=cut, regions=cut_at, changed=changed, cut_encoding=cut_encoding)
 
 
 def compiled(model: Model, engine: str, folder: Path) -> Session:
@@ -117,7 +122,8 @@ def run(model: Model, x: np.ndarray, folder: Path, *, engine: str = "onnxruntime
 
 def simulated(found: Case, folder: Path) -> np.ndarray:
     """The product with what the numerics make of its input and its weight."""
-    spec, plan = PiecewiseSpec(region=found.cut.spec), found.encoding.plan
+    spec = PiecewiseSpec(region=found.cut.spec, regions=len(found.regions.params.regions))
+    plan = found.encoding.plan
     (weight,) = plan.weights
     constant = query.constant(found.model.graph.initializers[weight.value])
     assert constant is not None
@@ -139,12 +145,13 @@ def simulated(found: Case, folder: Path) -> np.ndarray:
     return run(found.model.with_graph(rest), inner, folder)
 
 
+@pytest.mark.parametrize("regions", [2, 3])
 @pytest.mark.parametrize("channels", [OUTLIERS, tuple(range(8))], ids=["some", "all"])
 @pytest.mark.parametrize("name", NETS)
 def test_the_float_network_computes_the_same_whatever_its_input(
-    net: Callable, tmp_path: Path, name: str, channels: tuple[int, ...]
+    net: Callable, tmp_path: Path, name: str, channels: tuple[int, ...], regions: int
 ) -> None:
-    found = case(net, name, channels=channels)
+    found = case(net, name, channels=channels, regions=regions)
     kept = {str(node.name) for node in found.model.graph} - {str(node.name) for node in found.changed.graph}
     assert not kept
     assert set(query.values(found.model.graph_model)) <= set(query.values(found.changed.graph_model))
@@ -155,13 +162,14 @@ def test_the_float_network_computes_the_same_whatever_its_input(
 
 
 @pytest.mark.parametrize("engine", [pytest.param(name, marks=pytest.mark.engine(name)) for name in ENGINE_NAMES])
+@pytest.mark.parametrize("regions", [2, 3])
 @pytest.mark.parametrize("channels", [OUTLIERS, tuple(range(8))], ids=["some", "all"])
 @pytest.mark.parametrize("spec", [U8, S8], ids=str)
 @pytest.mark.parametrize("name", NETS)
 def test_engines_compute_what_the_numerics_say(
-    net: Callable, tmp_path: Path, name: str, spec: QuantizerSpec, channels: tuple[int, ...], engine: str
+    net: Callable, tmp_path: Path, name: str, spec: QuantizerSpec, channels: tuple[int, ...], engine: str, regions: int
 ) -> None:
-    found = case(net, name, spec=spec, channels=channels)
+    found = case(net, name, spec=spec, channels=channels, regions=regions)
     expected = simulated(found, tmp_path)
     result = run(materialize(found.changed, found.cut_encoding), found.x, tmp_path, engine=engine)
     step = found.regions.params.regions[0].scale * found.encoding.params[next(iter(found.encoding.plan.weights))].scale
@@ -183,7 +191,7 @@ def test_heavy_tails_cost_less_in_two_regions(net: Callable, tmp_path: Path, eng
     rest = -np.delete(x, [5, 40], axis=1)
     inner = [(float(rest.min()), float(rest.max()))]
     params = params_from_breakpoints(PiecewiseSpec(region=U8), float(-x.max()), float(-x.min()), inner)
-    changed, in_two = branched(model, uniform, cut=cut, regions=TwoRegions(params=params, channels=(5, 40)))
+    changed, in_two = branched(model, uniform, cut=cut, regions=Regions(params=params, channels=(5, 40)))
     exact = run(model, x, tmp_path)
     errors = [
         np.square(run(materialize(made, encoding), x, tmp_path, engine=engine) - exact).mean()
@@ -203,8 +211,9 @@ def test_both_products_run_on_integer_kernels(net: Callable, tmp_path: Path, eng
     assert ran[f"{reader}_tail"] == "int8"
 
 
-def test_a_tail_of_all_channels_shares_the_stored_weight(net: Callable) -> None:
-    found = case(net, "gemm", channels=tuple(range(8)))
+@pytest.mark.parametrize("regions", [2, 3])
+def test_tails_of_all_channels_share_the_stored_weight(net: Callable, regions: int) -> None:
+    found = case(net, "gemm", channels=tuple(range(8)), regions=regions)
     made = materialize(found.changed, found.cut_encoding)
     stored = [name for name in made.graph.initializers if name.startswith("w1")]
     assert sum("quantized" in name for name in stored) == 1
@@ -246,7 +255,7 @@ def test_readers_of_one_activation_share_its_parts(net: Callable, tmp_path: Path
     assert cut.readers == ("MatMul_1", "MatMul_2")
     assert cut.weights == 80
     params = params_from_breakpoints(PiecewiseSpec(region=U8), -61.0, 61.0, [(-1.7, 1.6)])
-    changed, both = branched(model, encoding, cut=cut, regions=TwoRegions(params=params, channels=OUTLIERS))
+    changed, both = branched(model, encoding, cut=cut, regions=Regions(params=params, channels=OUTLIERS))
     assert sum(node.op_type == "Gather" for node in changed.graph) == 1
     quantizers = [node for node in materialize(changed, both).graph if node.op_type == "QuantizeLinear"]
     assert len(quantizers) == 2

@@ -33,6 +33,8 @@ def quantize(
     higher_is_better: options.HigherIsBetter = None,
     keep_float: options.KeepFloat = None,
     precision: options.Precision = None,
+    regions: options.Regions = None,
+    also_quantize: options.AlsoQuantize = None,
     dynamic: options.Dynamic = None,
     threads: options.Threads = None,
     samples: options.Samples = None,

@@ -59,6 +59,16 @@ KeepFloat = Annotated[
 Precision = Annotated[
     list[str] | None, typer.Option(metavar="GLOB=int8|float", help="Precision by name; may be repeated.")
 ]
+Regions = Annotated[
+    str | None, typer.Option(metavar="auto|one|two|three", help="Of activations: two or more is piecewise linear.")
+]
+AlsoQuantize = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="layernorm|softmax|activation",
+        help="Inputs that engines compute on in float, quantized without gain, for studies; may be repeated.",
+    ),
+]
 Dynamic = Annotated[
     str | None, typer.Option(metavar="auto|none|SPEC", help="Dynamic axes; SPEC is input:axis=name,... .")
 ]

@@ -36,6 +36,7 @@ def check_consistency(recipe: Recipe, source: str) -> None:
                 )
     _check_search(recipe, source)
     _check_low_bits(recipe, source)
+    _check_placement(recipe, source)
     _check_images(recipe.preprocess, source)
     if recipe.patch == ():
         raise ConfigError(f"{source}: patch is empty", rule="a window has a size on every spatial axis")
@@ -120,6 +121,25 @@ def _check_low_bits(recipe: Recipe, source: str) -> None:
             f"{source}: bits = {recipe.bits!r} and {other[0]}",
             rule="bits are one format for all layers, a search or a plan decides for each of them",
             remedy="Drop one of them",
+        )
+
+
+def _check_placement(recipe: Recipe, source: str) -> None:
+    """What is asked for beside the engine's own placement, where something else decides about placements."""
+    asked = {"also_quantize": bool(recipe.also_quantize), "regions": recipe.regions not in ("auto", "one")}
+    name = next((name for name, given in asked.items() if given), None)
+    other = [*(["bits"] if recipe.bits is not None else []), *recipe.limits]
+    if name is not None and other:
+        raise ConfigError(
+            f"{source}: {name} = {getattr(recipe, name)!r} and {other[0]}",
+            rule="it is for a network that is quantized as a whole, without a search or a format for all layers",
+            remedy="Drop one of them",
+        )
+    if recipe.also_quantize and recipe.plan is not None:
+        raise ConfigError(
+            f"{source}: also_quantize = {recipe.also_quantize!r} and a plan",
+            rule="a plan says where quantizers stand",
+            remedy="Drop also_quantize: a plan that was made with it has it",
         )
 
 

@@ -26,6 +26,7 @@ def _listed(value: object) -> object:
 
 
 _Patterns = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+_FloatInputs = Annotated[tuple[Literal["layernorm", "softmax", "activation"], ...], BeforeValidator(_listed)]
 
 
 class Recipe(Options):
@@ -48,6 +49,10 @@ class Recipe(Options):
         weight_bits: Width of stored weights, 2 to 16.
         activation_bits: Width of activations, 2 to 16.
         symmetric: Whether activations have a fixed zero point; without it whatever is best on the engine.
+        regions: Of the quantizers of activations: "auto" tries two where one loses most ("best" only), "one" never,
+            "two" and "three" cut every activation that can be cut and gains by it.
+        also_quantize: Inputs of operations that engines compute in float, quantized besides, without gain: for a
+            study, or for hardware that has integers alone.
         keep_float: Globs over ONNX names and PyTorch module paths of what stays float.
         precision: Globs likewise, each with what it is quantized to.
         bias_correction: Whether the mean error of a channel goes into its bias, where that lowers the error.
@@ -96,6 +101,8 @@ class Recipe(Options):
     weight_bits: int = Field(default=8, ge=2, le=16)
     activation_bits: int = Field(default=8, ge=2, le=16)
     symmetric: bool | None = None
+    regions: Literal["auto", "one", "two", "three"] = "auto"
+    also_quantize: _FloatInputs = ()
     keep_float: _Patterns = ()
     precision: Mapping[str, Literal["int8", "float"]] = {}
     bias_correction: Literal["auto", "off"] = "auto"

@@ -30,6 +30,8 @@ _FREE = (
     *alternating(np.arange(-4.0, 5)),
     *paired(np.linspace(-1, 1, 5), np.linspace(-0.3, 0.3, 5), np.linspace(-0.08, 0.08, 5)),
 )
+_SWEEPS = 4
+"""Rounds over the ends of more than two regions."""
 _TINY = np.finfo(np.float64).tiny
 _MIDDLE = math.log(0.5) / math.log(RATIO)
 
@@ -143,7 +145,7 @@ def searched_params(
     always tried: there the codes contain those of the uniform quantizer of that range (with a zero point on both
     sides, up to its rounding). So where the range that is best for uniform quantization is among `clips`, the result
     is not worse than uniform quantization at its best. More than two regions are found one by one, from the centre
-    outwards.
+    outwards, and then each again between its neighbours.
 
     Args:
         spec: The quantizer; its granularity is what made the rows.
@@ -159,24 +161,44 @@ def searched_params(
     """
     if not np.isfinite(values.rows).all():
         raise ValueError("values must be finite")
-    return _found(spec.with_granularity(PerChannel(axis=0)), values, [values.range, *clips], p)
+    rows = spec.with_granularity(PerChannel(axis=0))
+    ends = _one_by_one(rows, values, [values.range, *clips], p)
+    for _ in range(_SWEEPS if spec.regions > 2 else 0):
+        for number in range(spec.regions - 1):
+            ends[number] = _between(rows, values, ends, number, p=p)
+    return params_from_breakpoints(rows, *ends[-1], ends[:-1])
 
 
-def _found(spec: PiecewiseSpec, values: Values, candidates: Sequence[Bounds], p: float) -> PiecewiseParams:
-    """The first region as if there were one more, then those of what exceeds it."""
+def _one_by_one(spec: PiecewiseSpec, values: Values, candidates: Sequence[Bounds], p: float) -> list[Bounds]:
+    """The ends of each region: of the first as if there were one more, then of those of what exceeds it."""
     two = replace(spec, regions=2)
     results = [_Search(spec=two, values=values, outer=outer, p=p).best() for outer in candidates]
     best = np.argmin([error for _, error in results], axis=0)
     outer = _chosen(best, candidates)
     inner = _chosen(best, [ends for ends, _ in results])
     if spec.regions == 2:
-        return params_from_breakpoints(spec, *outer, [inner])
-    centre = params_from_range(spec.region, *inner)
-    ends = _covered(spec.region, centre)
-    beyond = values.rows - np.clip(values.rows, ends[0][:, None], ends[1][:, None])
-    rest = replace(spec, regions=spec.regions - 1)
-    tail = _found(rest, replace(values, rows=beyond), [_beyond(outer, ends)], p)
-    return PiecewiseParams(regions=(centre, *tail.regions))
+        return [inner, outer]
+    reached = _covered(spec.region, params_from_range(spec.region, *inner))
+    rest = replace(values, rows=_exceeding(values.rows, reached))
+    farther = _one_by_one(replace(spec, regions=spec.regions - 1), rest, [_beyond(outer, reached)], p)
+    return [inner, *((low + reached[0], high + reached[1]) for low, high in farther[:-1]), outer]
+
+
+def _between(spec: PiecewiseSpec, values: Values, ends: Sequence[Bounds], number: int, *, p: float) -> Bounds:
+    """The ends of a region that are best between those of its neighbours, or its own where they are as good."""
+    reached: Bounds = (np.zeros_like(ends[0][0]), np.zeros_like(ends[0][1]))
+    for inner in ends[:number]:
+        covered = _covered(spec.region, params_from_range(spec.region, *_beyond(inner, reached)))
+        reached = reached[0] + covered[0], reached[1] + covered[1]
+    outer = _beyond(ends[number + 1], reached)
+    rows = np.clip(_exceeding(values.rows, reached), outer[0][:, None], outer[1][:, None])
+    search = _Search(spec=replace(spec, regions=2), values=replace(values, rows=rows), outer=outer, p=p)
+    found, error = search.best()
+    better = error < search.error(_beyond(ends[number], reached))
+    low, high = (
+        np.where(better, new + start, old) for new, start, old in zip(found, reached, ends[number], strict=True)
+    )
+    return low, high
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -218,11 +240,15 @@ class _Search:
         return -reach[0], reach[1]
 
     def _error(self, powers: Array) -> Array:
-        rows, params = self.values.rows, params_from_breakpoints(self.spec, *self.outer, [self._inner(powers)])
+        return self.error(self._inner(powers))
+
+    def error(self, inner: Bounds) -> Array:
+        """The error of each row with these ends of the first region, f64[G]."""
+        rows, params = self.values.rows, params_from_breakpoints(self.spec, *self.outer, [inner])
         difference = np.abs(rows - fake_quantize_piecewise(rows, self.spec, params))
-        inner, outer = (region.scale[:, None] for region in params.regions)
+        fine, coarse = (region.scale[:, None] for region in params.regions)
         low, high = (end[:, None] for end in _covered(self.spec.region, params.regions[0]))
-        step = np.where((rows < low) | (rows > high), outer, inner)
+        step = np.where((rows < low) | (rows > high), coarse, fine)
         # Rounding to a step finer than the values are known costs what it does on average, not what it does here.
         unknown = (step < self.values.resolution) & (difference <= step)
         average = (self.p + 1) ** (-1 / self.p) / 2
@@ -237,6 +263,11 @@ def _chosen(best: Array, candidates: Sequence[Bounds]) -> Bounds:
     """Each row's bounds from the candidate of that number."""
     low, high = (np.stack(sides)[best, np.arange(best.size)] for sides in zip(*candidates, strict=True))
     return low, high
+
+
+def _exceeding(rows: Array, ends: Bounds) -> Array:
+    """What each value exceeds the ends of its row by."""
+    return np.asarray(rows - np.clip(rows, ends[0][:, None], ends[1][:, None]))
 
 
 def _beyond(bounds: Bounds, ends: Bounds) -> Bounds:

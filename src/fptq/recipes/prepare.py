@@ -20,10 +20,14 @@ from fptq.graph.parity import check_rewrite
 from fptq.graph.rest import settle
 from fptq.plan import PROFILES, Policy, materialize, packed, packs
 from fptq.plan.encoding import Encoding, plan_from_json, plan_to_json
+from fptq.plan.float_inputs import with_float_inputs
 from fptq.plan.plan import Plan
 from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
 from fptq.recipes.policies.contest import LATENCY_BUDGET, Contest
 from fptq.recipes.policies.decisions import Decisions, choices_of
+from fptq.recipes.policies.everywhere import everywhere_in_regions
+from fptq.recipes.policies.spots import extremes_of, lossy_inputs
+from fptq.recipes.policies.two_regions import REGIONS
 from fptq.recipes.problem import Problem
 from fptq.recipes.refine import EFFORTS, Bench, Refined, Tried, refine, unrefined
 from fptq.recipes.trials import Trials
@@ -115,16 +119,18 @@ def placed(problem: Problem, engine: Engine, *, progress: Progress = silent) -> 
     replayed = _replayed(recipe, engine)
     others = [calibration_options(recipe, (name, "minmax")).observer for name in other_observers(recipe)]
     asked = candidates.statistics_needed(others) if replayed is None else needed(replayed, [options.observer, *others])
+    asked += needed(_with_float_inputs(Plan(engine=engine.name, specs={}), model, recipe), [options.observer, *others])
     start = time.perf_counter()
     statistics = collect(model, asked, problem.calibration, options=options.run, store=problem.store, progress=progress)
     calibration_s, outcome = time.perf_counter() - start, None
     if replayed is None and recipe.gate == "measured":
         with tempfile.TemporaryDirectory(prefix="fptq-") as folder:
             outcome = Trials(problem=problem, engine=engine, folder=Path(folder)).gate(candidates, statistics, progress)
+    plan = outcome.candidate.encoding.plan if outcome else replayed or _unmeasured(candidates, statistics)
     return Placed(
         engine=engine,
         model=model,
-        plan=outcome.candidate.encoding.plan if outcome else replayed or _unmeasured(candidates, statistics),
+        plan=_with_float_inputs(plan, model, recipe),
         statistics=statistics,
         outcome=outcome,
         calibration_s=calibration_s,
@@ -143,7 +149,7 @@ def prepare(problem: Problem, given: Placed, *, progress: Progress = silent) -> 
         trials = Trials(problem=problem, engine=given.engine, folder=Path(folder))
         first = unrefined(given.model, given.plan, statistics=given.statistics, recipe=problem.recipe)
         found = refine(first, problem=problem, score=trials.sqnr, progress=progress)
-        found, policies = _contested(found, trials, given.outcome, progress)
+        found, policies = _with_policies(found, trials, given.outcome, progress)
     return Prepared(
         engine=given.engine,
         float_model=found.model,
@@ -157,6 +163,20 @@ def prepare(problem: Problem, given: Placed, *, progress: Progress = silent) -> 
         placed=given.plan,
         policies=policies,
     )
+
+
+def _with_policies(
+    found: Refined, trials: Trials, outcome: Outcome | None, progress: Progress
+) -> tuple[Refined, Decisions | None]:
+    """The network with what the recipe wants for activations that one scale does not fit."""
+    recipe, samples = trials.problem.recipe, trials.problem.calibration
+    match recipe.regions:
+        case "auto":
+            return _contested(found, trials, outcome, progress)
+        case "one":
+            return found, None
+    extremes = extremes_of(found, samples, lossy_inputs(found))
+    return everywhere_in_regions(found, extremes, count=REGIONS[recipe.regions], p=recipe.p), None
 
 
 def _contested(
@@ -181,6 +201,11 @@ def _latency_budget(outcome: Outcome | None) -> float:
         return LATENCY_BUDGET
     speedup = next(trial.speedup for trial in reversed(outcome.trials) if trial.chosen)
     return max(0.0, min(LATENCY_BUDGET, speedup - 1))
+
+
+def _with_float_inputs(plan: Plan, model: Model, recipe: Recipe) -> Plan:
+    """The plan with what the recipe wants quantized although it brings the engine nothing."""
+    return with_float_inputs(model, plan, recipe.also_quantize, policy=policy_of(recipe))
 
 
 def _unmeasured(candidates: Candidates, statistics: Statistics) -> Plan:

@@ -12,10 +12,11 @@ from fptq.rewrite.branches import branches_levelled
 from fptq.rewrite.equalize import equalized
 from fptq.rewrite.per_token import takes_tokens, tokens_scaled
 from fptq.rewrite.pieces import Pieces, in_pieces
-from fptq.rewrite.piecewise import TwoRegions, branched
+from fptq.rewrite.piecewise import Regions, branched
 from fptq.rewrite.product_inputs import ProductInput, product_inputs
 from fptq.rewrite.smooth import logarithmically_smoothed, smooth_readers, smoothed
 from fptq.rewrite.space_to_depth import space_to_depth_stem
+from fptq.rewrite.summed import FloatInput, float_inputs, summed
 
 PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
     {"matmul_add_to_gemm": matmul_add_to_gemm, "space_to_depth_stem": space_to_depth_stem}
@@ -24,13 +25,15 @@ PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
 
 __all__ = [
     "PASSES",
+    "FloatInput",
     "Pieces",
     "ProductInput",
-    "TwoRegions",
+    "Regions",
     "branched",
     "branches_levelled",
     "corrected_biases",
     "equalized",
+    "float_inputs",
     "in_pieces",
     "input_means",
     "logarithmically_smoothed",
@@ -41,6 +44,7 @@ __all__ = [
     "smooth_readers",
     "smoothed",
     "space_to_depth_stem",
+    "summed",
     "takes_tokens",
     "tokens_scaled",
 ]

@@ -1,7 +1,8 @@
-"""Write nodes into a clone of a model, between an activation and the products that read it."""
+"""Write nodes into a clone of a model, between an activation and the nodes that read it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -9,23 +10,22 @@ import onnx_ir as ir
 
 from fptq.graph.model import Model
 from fptq.graph.rest import put_to_rest
-from fptq.rewrite.product_inputs import ProductInput
 from fptq.types import Array
 
 
 @dataclass(kw_only=True)
 class Insertion:
-    """A clone of a model that gets nodes in front of products and behind them.
+    """A clone of a model that gets nodes in front of others and behind them.
 
     Attributes:
         model: What is cloned.
-        cut: The activation, and its products.
+        readers: Names of the nodes that are served: what new nodes come from, for the user.
         changed: The clone.
         origin: What the user calls its nodes.
     """
 
     model: Model
-    cut: ProductInput
+    readers: Sequence[str]
     changed: ir.Model = field(init=False)
     origin: dict[str, tuple[str, ...]] = field(init=False)
 
@@ -38,12 +38,13 @@ class Insertion:
         put_to_rest(self.changed)
         return replace(self.model, graph_model=self.changed, origin=MappingProxyType(self.origin))
 
-    def op(self, op: str, inputs: list[ir.Value], name: str, *, like: ir.Value, **attributes: int) -> ir.Value:
-        """A node right behind the last of what it works on."""
+    def op(self, op: str, inputs: Sequence[ir.Value], name: str, *, like: ir.Value, **attributes: int) -> ir.Value:
+        """The result of a new node, right behind the last of what it works on; of the type and shape of `like`."""
         node = ir.node(op, inputs, attributes, name=f"{name}_{op}")
-        makers, graph = [maker for value in inputs if (maker := value.producer()) is not None], self.changed.graph
-        if makers:
-            graph.insert_after(makers[-1], node)
+        makers, graph = {value.producer() for value in inputs}, self.changed.graph
+        last = next((before for before in reversed(list(graph)) if before in makers), None)
+        if last is not None:
+            graph.insert_after(last, node)
         else:
             graph.insert_before(graph[0], node)
         found = node.outputs[0]
@@ -61,6 +62,6 @@ class Insertion:
         return initializers[name]
 
     def trace(self, *nodes: ir.Node) -> None:
-        """New nodes come from what the user calls the products."""
-        sources = (name for reader in self.cut.readers for name in self.model.origin.get(reader, ()))
+        """New nodes come from what the user calls the readers."""
+        sources = (name for reader in self.readers for name in self.model.origin.get(reader, ()))
         self.origin.update(dict.fromkeys((str(node.name) for node in nodes), tuple(dict.fromkeys(sources))))

@@ -63,7 +63,7 @@ def tokens_scaled(model: Model, encoding: Encoding, *, cut: ProductInput, ends: 
         cut: What is scaled: one of `product_inputs` that `takes_tokens`.
         ends: The range of the fixed quantizer; a low end of 0 is for activations that are never negative.
     """
-    writer = _Writer(model=model, cut=cut, ends=ends)
+    writer = _Writer(model=model, readers=cut.readers, cut=cut, ends=ends)
     writer.write()
     changed = writer.finished()
     return changed, _scaled_encoding(encoding, changed, cut, ends)
@@ -94,6 +94,7 @@ def _scaled(cut: ProductInput) -> str:
 class _Writer(Insertion):
     """Scales the rows of one activation of a clone of a model."""
 
+    cut: ProductInput
     ends: Ends
 
     def write(self) -> None:

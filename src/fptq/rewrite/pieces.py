@@ -76,7 +76,7 @@ def in_pieces(model: Model, encoding: Encoding, *, cut: ProductInput, pieces: Pi
         cut: What is cut, one of `product_inputs`.
         pieces: Where, and which channels.
     """
-    writer = _Writer(model=model, cut=cut, pieces=pieces)
+    writer = _Writer(model=model, readers=cut.readers, cut=cut, pieces=pieces)
     longer = writer.write()
     changed = writer.finished()
     return changed, _longer_encoding(encoding, changed, cut, pieces, longer)
@@ -128,6 +128,7 @@ def _lengthened(weight: Array, rounds: Sequence[Sequence[int]], axis: int) -> Ar
 class _Writer(Insertion):
     """Cuts channels of one activation of a clone of a model."""
 
+    cut: ProductInput
     pieces: Pieces
 
     def write(self) -> list[_Longer]:

@@ -1,11 +1,11 @@
-"""Two regions for the input of products with a stored weight: a sum of two products that integer kernels run.
+"""Several regions for the input of products with a stored weight: a sum of products that integer kernels run.
 
 `x` is cut into what lies between two breakpoints and what exceeds them: `W x + b = (W clip(x) + b) + W (x - clip(x))`.
 With a uniform quantizer for either part this is the piecewise-linear quantizer of `fptq.numerics.piecewise` around one
-weight: codes of one scale, two products, one sum. Where only some channels ever leave the breakpoints, the second
-product is over those channels alone, and its cost nearly vanishes.
+weight: codes of one scale, two products, one sum; a tail that is cut again adds a product. Where only some channels
+ever leave the breakpoints, the second product is over those channels alone, and its cost nearly vanishes.
 Source: Fang et al., Post-training piecewise linear quantization for deep neural networks, ECCV 2020 (two regions,
-non-overlapping); as two products here.
+non-overlapping); as products here.
 """
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ import onnx_ir as ir
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
-from fptq.numerics import PiecewiseParams, PiecewiseSpec, UniformParams, branches
+from fptq.numerics import Branch, PiecewiseParams, PiecewiseSpec, branches
 from fptq.plan.encoding import Encoding
 from fptq.plan.profile import input_axis
-from fptq.rewrite.insertion import Insertion
+from fptq.rewrite.parts import PartsWriter
 from fptq.rewrite.product_inputs import ProductInput
-from fptq.types import Array
 
 UNBOUNDED = np.finfo(np.float32).max
 """The bound of what is not clipped."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class TwoRegions:
+class Regions:
     """How an activation is cut.
 
     Attributes:
-        params: Numbers of two regions, per tensor.
+        params: Numbers of two regions or more, per tensor.
         channels: The channels that may leave the first region, ascending. The others are quantized by the first
             region alone, and saturate where they leave it all the same.
     """
@@ -44,12 +43,12 @@ class TwoRegions:
     channels: tuple[int, ...]
 
 
-def branched(model: Model, encoding: Encoding, *, cut: ProductInput, regions: TwoRegions) -> tuple[Model, Encoding]:
-    """The model with an activation cut in two, and the encoding with a quantizer for either part.
+def branched(model: Model, encoding: Encoding, *, cut: ProductInput, regions: Regions) -> tuple[Model, Encoding]:
+    """The model with an activation cut into regions, and the encoding with a quantizer for each.
 
     The float network computes the same, but for the order of additions, whatever its input. Names of nodes and values
-    stay, and every product gains a sibling that reads the tail. Both have one weight with one set of scales: the
-    sibling of a few channels has a copy of their part, whose codes are those of the whole.
+    stay, and every product gains a sibling for each tail. All have one weight with one set of scales: siblings of a
+    few channels have a copy of their part, whose codes are those of the whole.
 
     Args:
         model: The float network.
@@ -57,36 +56,30 @@ def branched(model: Model, encoding: Encoding, *, cut: ProductInput, regions: Tw
         cut: What is cut, one of `product_inputs`.
         regions: Where, and for which channels.
     """
-    centre, tail = branches(PiecewiseSpec(region=cut.spec), regions.params)
-    writer = _Writer(model=model, cut=cut, channels=regions.channels, low=centre.low, high=centre.high)
-    siblings = writer.write()
-    changed = writer.finished()
-    return changed, _cut_encoding(encoding, changed, cut, (centre.params, tail.params), siblings, regions.channels)
+    terms = branches(PiecewiseSpec(region=cut.spec, regions=len(regions.params.regions)), regions.params)
+    parts = PartsWriter(model=model, value=cut.value, readers=cut.readers)
+    siblings = _Writer(parts=parts, cut=cut, channels=regions.channels, terms=terms).write()
+    changed = parts.finished()
+    return changed, _cut_encoding(encoding, changed, cut, regions, siblings)
 
 
 def _cut_encoding(
-    encoding: Encoding,
-    changed: Model,
-    cut: ProductInput,
-    numbers: tuple[UniformParams, UniformParams],
-    siblings: Sequence[_Sibling],
-    channels: Sequence[int],
+    encoding: Encoding, changed: Model, cut: ProductInput, regions: Regions, siblings: Sequence[_Sibling]
 ) -> Encoding:
     """The encoding of the network that was cut."""
     plan = encoding.plan
     specs = {placement: spec for placement, spec in plan.specs.items() if placement not in cut.placements}
     params, codes, ties = dict(encoding.params), dict(encoding.codes), list(plan.ties)
+    read = [Placement(_centre_of(cut), reader, 0) for reader in cut.readers]
+    specs |= dict.fromkeys(read, cut.spec)
+    params |= dict.fromkeys(read, regions.params.regions[0])
     for sibling in siblings:
-        for value, reader, found in zip(
-            (sibling.centre, sibling.tail), (sibling.node, sibling.name), numbers, strict=True
-        ):
-            specs[Placement(value, reader, 0)] = cut.spec
-            params[Placement(value, reader, 0)] = found
-        weight, copy = sibling.weight, Placement(sibling.copy, sibling.name, 1)
+        tail, weight, copy = sibling.placement, sibling.weight, Placement(sibling.copy, sibling.name, 1)
+        specs[tail], params[tail] = cut.spec, regions.params.regions[sibling.region]
         specs[copy], params[copy] = plan.specs[weight], encoding.params[weight]
         if weight in encoding.codes:
             learned = encoding.codes[weight]
-            codes[copy] = learned if sibling.axis is None else np.take(learned, channels, axis=sibling.axis)
+            codes[copy] = learned if sibling.axis is None else np.take(learned, regions.channels, axis=sibling.axis)
         # One scale: two would round the weight of a channel in two ways, and the parts would not add up.
         shared = next((tie for tie in ties if weight in tie), frozenset({weight}))
         ties = [*(tie for tie in ties if tie != shared), shared | {copy}]
@@ -100,113 +93,137 @@ def _cut_encoding(
     )
 
 
+def _centre_of(cut: ProductInput) -> str:
+    return f"{cut.value}_centre"
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Sibling:
-    """The product of a tail, beside that of its centre.
+    """The product of a tail, beside that of the centre.
 
     Attributes:
-        node: The product of the centre, as before.
-        name: The product of the tail.
-        centre: What the first reads.
-        tail: What the second reads.
-        weight: The first one's weight.
-        copy: The stored tensor that the second reads: the same, or its part for some channels.
+        name: Its node.
+        tail: What it reads.
+        region: The number of that region, counted from the centre, which is 0.
+        weight: The weight of the centre's product.
+        copy: The stored tensor that it reads: the same, or its part for some channels.
         axis: Where the part was taken; None: the same.
     """
 
-    node: str
     name: str
-    centre: str
     tail: str
+    region: int
     weight: Placement
     copy: str
     axis: int | None
 
+    @property
+    def placement(self) -> Placement:
+        return Placement(self.tail, self.name, 0)
 
-@dataclass(kw_only=True)
-class _Writer(Insertion):
-    """Cuts one activation of a clone of a model."""
 
+@dataclass(frozen=True, kw_only=True)
+class _Writer:
+    """Cuts the input of products in a clone of a model."""
+
+    parts: PartsWriter
+    cut: ProductInput
     channels: tuple[int, ...]
-    low: Array
-    high: Array
+    terms: Sequence[Branch]
 
     @property
     def whole(self) -> bool:
-        """Whether the tail has every channel."""
+        """Whether the tails have every channel."""
         return len(self.channels) == self.cut.channels
 
     def write(self) -> list[_Sibling]:
-        source = query.values(self.changed)[self.cut.value]
-        centre, tail = self._centre(source), self._tail(source)
-        return [self._beside(query.node_named(self.changed, name), centre, tail) for name in self.cut.readers]
+        changed = self.parts.changed
+        source = query.values(changed)[self.cut.value]
+        centre, tails = self._centre(source), self._tails(source)
+        nodes = [query.node_named(changed, name) for name in self.cut.readers]
+        return [sibling for node in nodes for sibling in self._beside(node, centre, tails)]
 
     def _centre(self, source: ir.Value) -> ir.Value:
         """What lies between the breakpoints; all of a channel that has no tail: the sum is `x` for every input."""
-        name = f"{self.cut.value}_centre"
         if self.whole:
-            return self.op("Clip", [source, *self._bounds()], name, like=source)
+            return self.parts.clipped(source, self._bounds(0), "centre")
         rank = query.rank(source)
         assert rank is not None
-        found = source
-        for op, end, free in (("Max", self.low, -UNBOUNDED), ("Min", self.high, UNBOUNDED)):
+        found, centre = source, self.terms[0]
+        for op, end, free in (("Max", centre.low, -UNBOUNDED), ("Min", centre.high, UNBOUNDED)):
             ends = np.full((self.cut.channels, *[1] * (rank - 1 - self.cut.axis)), free, np.float32)
             ends[list(self.channels)] = end
-            bounds = self.stored(f"{name}_{op.lower()}", ends)
-            found = self.op(op, [found, bounds], name if op == "Min" else f"{name}_floored", like=source)
+            bounds = self.parts.stored(f"{self.cut.value}_centre_{op.lower()}", ends)
+            name = "centre" if op == "Min" else "centre_floored"
+            found = self.parts.part(op, [found, bounds], name, like=source)
         return found
 
-    def _tail(self, source: ir.Value) -> ir.Value:
-        """What exceeds the breakpoints, of the channels where something does."""
-        name, taken = f"{self.cut.value}_tail", source
-        if not self.whole:
-            indices = self.stored(f"{name}_channels", np.asarray(self.channels, np.int64))
-            taken = self.op("Gather", [source, indices], f"{name}_gathered", like=source, axis=self.cut.axis)
-            if source.shape is not None:
-                dims = list(source.shape)
-                dims[self.cut.axis] = len(self.channels)
-                taken.shape = ir.Shape(dims)
-        within = self.op("Clip", [taken, *self._bounds()], f"{name}_within", like=taken)
-        return self.op("Sub", [taken, within], name, like=taken)
+    def _tails(self, source: ir.Value) -> list[ir.Value]:
+        """What exceeds the breakpoints, of the channels where something does; cut again for more than two regions."""
+        rest, name = self.parts.beyond(self._taken(source), self._bounds(0), "tail"), "tail"
+        found: list[ir.Value] = []
+        for number in range(1, len(self.terms) - 1):
+            found.append(self.parts.clipped(rest, self._bounds(number), f"{name}_centre"))
+            rest, name = self.parts.beyond(rest, self._bounds(number), f"{name}_tail"), f"{name}_tail"
+        return [*found, rest]
 
-    def _beside(self, node: ir.Node, centre: ir.Value, tail: ir.Value) -> _Sibling:
-        """Let a product read the centre, and add that of the tail to it."""
-        graph, weight, result = self.changed.graph, node.inputs[1], node.outputs[0]
+    def _taken(self, source: ir.Value) -> ir.Value:
+        """The channels that have tails."""
+        if self.whole:
+            return source
+        indices = self.parts.stored(f"{self.cut.value}_tail_channels", np.asarray(self.channels, np.int64))
+        taken = self.parts.part("Gather", [source, indices], "tail_gathered", like=source, axis=self.cut.axis)
+        if source.shape is not None:
+            dims = list(source.shape)
+            dims[self.cut.axis] = len(self.channels)
+            taken.shape = ir.Shape(dims)
+        return taken
+
+    def _beside(self, node: ir.Node, centre: ir.Value, tails: Sequence[ir.Value]) -> list[_Sibling]:
+        """Let a product read the centre, and add those of the tails to it."""
+        weight = node.inputs[1]
         assert weight is not None
         axis = None if self.whole else input_axis(node, query.rank(weight) or 0)
         copy = weight if axis is None else self._part(node, weight, axis)
         node.replace_input_with(0, centre)
-        attributes = list(node.attributes.values())
-        sibling = ir.Node("", node.op_type, [tail, copy], attributes, name=f"{node.name}_tail")
-        total = ir.node("Add", [result, sibling.outputs[0]], name=f"{node.name}_sum")
+        last, name, found = node, f"{node.name}", []
+        for region, tail in enumerate(tails, 1):
+            name = f"{name}_tail"
+            sibling = ir.Node("", node.op_type, [tail, copy], list(node.attributes.values()), name=name)
+            last = self._added(last, sibling, region)
+            found.append(
+                _Sibling(
+                    name=name,
+                    tail=str(tail.name),
+                    region=region,
+                    weight=Placement(str(weight.name), str(node.name), 1),
+                    copy=str(copy.name),
+                    axis=axis,
+                )
+            )
+        return found
+
+    def _added(self, node: ir.Node, sibling: ir.Node, region: int) -> ir.Node:
+        """The sum of the results of two nodes, in place of the first one, whose result's name it takes over."""
+        graph, result = self.parts.changed.graph, node.outputs[0]
+        total = ir.node("Add", [result, sibling.outputs[0]], name=f"{sibling.name}_sum")
         result.replace_all_uses_with(total.outputs[0], replace_graph_outputs=True)
         total.replace_input_with(0, result)
         graph.insert_after(node, [sibling, total])
         name = str(result.name)
-        for value, label in (
-            (result, f"{name}_centre"),
-            (sibling.outputs[0], f"{name}_tail"),
-            (total.outputs[0], name),
-        ):
+        centre, tail = f"{name}{'_tail' * (region - 1)}_centre", f"{name}{'_tail' * region}"
+        for value, label in ((result, centre), (sibling.outputs[0], tail), (total.outputs[0], name)):
             value.name, value.shape = label, result.shape
             if result.dtype is not None:
                 value.dtype = result.dtype
-        self.trace(sibling, total)
-        return _Sibling(
-            node=str(node.name),
-            name=str(sibling.name),
-            centre=str(centre.name),
-            tail=str(tail.name),
-            weight=Placement(str(weight.name), str(node.name), 1),
-            copy=str(copy.name),
-            axis=axis,
-        )
+        self.parts.trace(sibling, total)
+        return total
 
     def _part(self, node: ir.Node, weight: ir.Value, axis: int) -> ir.Value:
         content = query.constant(weight)
         assert content is not None
-        return self.stored(f"{node.name}_tail_weight", np.take(content, self.channels, axis=axis))
+        return self.parts.stored(f"{node.name}_tail_weight", np.take(content, self.channels, axis=axis))
 
-    def _bounds(self) -> list[ir.Value]:
-        ends = {"low": self.low, "high": self.high}
-        return [self.stored(f"{self.cut.value}_{name}", np.asarray(end, np.float32)) for name, end in ends.items()]
+    def _bounds(self, region: int) -> list[ir.Value]:
+        term = self.terms[region]
+        return self.parts.bounds(term.low, term.high, "_tail" * region)

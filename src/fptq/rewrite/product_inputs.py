@@ -45,10 +45,10 @@ class ProductInput:
 
 
 def product_inputs(model: Model, plan: Plan) -> tuple[ProductInput, ...]:
-    """The activations of a plan that can be cut in two, in the order of execution.
+    """The activations of a plan that can be cut into regions, in the order of execution.
 
     Left out are products whose result is quantized too, as ONNX Runtime's convolution asks for: a sum of two rounded
-    results loses more than two regions gain. So are convolutions of several groups, weights with scales by block or of
+    results loses more than regions gain. So are convolutions of several groups, weights with scales by block or of
     more axes than a matrix, quantizers that moved in front of a Reshape, and activations that share their scale.
     """
     found: dict[str, list[ir.Node]] = {}

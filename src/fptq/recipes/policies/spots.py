@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,14 +19,18 @@ from fptq.recipes.problem import Problem
 from fptq.recipes.refine import Refined
 from fptq.rewrite import ProductInput, product_inputs
 from fptq.rewrite.channels import channel_extremes, channel_rows
-from fptq.types import Array
+from fptq.types import Array, FeedSource
 
 _SEEN = 8
 """Calibration samples whose tokens an offer's own SQNR is measured on."""
 
 
+Extremes = Mapping[str, tuple[Array, Array]]
+"""The lowest and highest value of each channel, f64[C] each, by the activation's name."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Lossy:
+class Lossy:
     """An activation, and what its quantizer leaves of it.
 
     Attributes:
@@ -43,17 +47,26 @@ class _Lossy:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Spot(_Lossy):
-    """An activation that loses much, looked at closely.
+class Reaching(Lossy):
+    """The same, with how far its channels reach.
 
     Attributes:
         low: The lowest value of each channel over the calibration samples, f64[C], at most 0.
         high: The highest, at least 0.
-        rows: Some of its rows, f32[R, C].
     """
 
     low: Array
     high: Array
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Spot(Reaching):
+    """An activation that loses much, looked at closely.
+
+    Attributes:
+        rows: Some of its rows, f32[R, C].
+    """
+
     rows: Array
 
     def left_by(self, quantized: Array) -> float:
@@ -62,17 +75,13 @@ class Spot(_Lossy):
 
 
 def worst_spots(found: Refined, problem: Problem, count: int) -> list[Spot]:
-    """The worst first, at most so many.
-
-    None where calibration has kept no histograms: an observer that needs none was asked for by name.
-    """
-    spots = sorted(_all(found), key=lambda spot: spot.sqnr_db)[:count]
-    return _looked_at(found, problem, spots)
+    """The worst first, at most so many."""
+    return _looked_at(found, problem, lossy_inputs(found)[:count])
 
 
 def spot_at(found: Refined, problem: Problem, value: str) -> Spot | None:
     """One activation by name; None where it cannot be quantized otherwise."""
-    spots = [spot for spot in _all(found) if spot.cut.value == value]
+    spots = [spot for spot in lossy_inputs(found) if spot.cut.value == value]
     return next(iter(_looked_at(found, problem, spots)), None)
 
 
@@ -83,7 +92,11 @@ def sqnr(exact: Array, changed: Array) -> float:
     return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
 
 
-def _all(found: Refined) -> list[_Lossy]:
+def lossy_inputs(found: Refined) -> list[Lossy]:
+    """The activations that can be quantized otherwise, those whose quantizer leaves least of the signal first.
+
+    None where calibration has kept no histograms: an observer that needs none was asked for by name.
+    """
     encoding, spots = found.encoding, []
     cuts = product_inputs(found.model, encoding.plan)
     everything = _quantized_weights(found)
@@ -94,25 +107,35 @@ def _all(found: Refined) -> list[_Lossy]:
         params = encoding.params[cut.placements[0]]
         left = sketched_sqnr(sketch, partial(fake_quantize, spec=cut.spec, params=params))
         share = cut.weights / everything
-        spots.append(_Lossy(cut=cut, sketch=sketch, sqnr_db=left, weight_share=share))
-    return spots
+        spots.append(Lossy(cut=cut, sketch=sketch, sqnr_db=left, weight_share=share))
+    return sorted(spots, key=lambda spot: spot.sqnr_db)
 
 
-def _looked_at(found: Refined, problem: Problem, spots: Sequence[_Lossy]) -> list[Spot]:
+def extremes_of(found: Refined, samples: FeedSource, spots: Sequence[Lossy]) -> Extremes:
+    """What the channels of activations reach.
+
+    Args:
+        found: The network.
+        samples: What is run.
+        spots: The activations.
+    """
+    axes = {spot.cut.value: spot.cut.axis for spot in spots}
+    return channel_extremes(found.model, axes, samples) if axes else {}
+
+
+def reaching(spot: Lossy, extremes: Extremes) -> Reaching:
+    """An activation with how far its channels reach."""
+    low, high = extremes[spot.cut.value]
+    return Reaching(**vars(spot), low=np.minimum(low, 0), high=np.maximum(high, 0))
+
+
+def _looked_at(found: Refined, problem: Problem, spots: Sequence[Lossy]) -> list[Spot]:
     if not spots:
         return []
     axes = {spot.cut.value: spot.cut.axis for spot in spots}
-    extremes = channel_extremes(found.model, axes, problem.calibration)
+    extremes = extremes_of(found, problem.calibration, spots)
     rows = channel_rows(found.model, axes, Part(problem.calibration, min(_SEEN, len(problem.calibration))))
-    return [
-        Spot(
-            **vars(spot),
-            low=np.minimum(extremes[spot.cut.value][0], 0),
-            high=np.maximum(extremes[spot.cut.value][1], 0),
-            rows=rows[spot.cut.value],
-        )
-        for spot in spots
-    ]
+    return [Spot(**vars(reaching(spot, extremes)), rows=rows[spot.cut.value]) for spot in spots]
 
 
 def _quantized_weights(found: Refined) -> int:

@@ -6,18 +6,23 @@ The tail is computed for the few channels that reach farthest, or for all of the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 
 import numpy as np
 
 from fptq.calibrate.piecewise import piecewise_params, sketched_sqnr
 from fptq.numerics import PiecewiseSpec, fake_quantize_piecewise, params_from_breakpoints
 from fptq.recipes.policies.offer import Offer, rewriting
-from fptq.recipes.policies.spots import Spot
+from fptq.recipes.policies.spots import Reaching, Spot
 from fptq.recipes.refine import Bench
-from fptq.rewrite import TwoRegions, branched
+from fptq.rewrite import Regions, branched
 
+REGIONS: Mapping[str, int] = MappingProxyType({"two": 2, "three": 3})
+"""How many, by the recipe's word for it."""
+NAMES: Mapping[int, str] = MappingProxyType({count: name for name, count in REGIONS.items()})
+"""The word for a number of them."""
 FEW = 1 / 8
 """Channels that are few, as a share."""
 _HEADROOM = 1.5
@@ -33,17 +38,40 @@ NEGLIGIBLE_DB = 0.5
 
 def two_regions(spot: Spot, bench: Bench) -> Iterator[Offer]:
     """The cheapest tail of few channels that leaves all but the most of the signal; one of all, where that is more."""
-    spec, size = PiecewiseSpec(region=spot.cut.spec), spot.cut.channels
-    few = [_offer(spot, spec, regions) for regions in _of_few_channels(spot, spec)]
+    few = tails_of_few_channels(spot)
     most = max((offer.sqnr_db for offer in few), default=-math.inf)
     yield from [offer for offer in few if offer.sqnr_db >= most - NEGLIGIBLE_DB][:1]
-    params = piecewise_params(spec, spot.sketch, p=bench.problem.recipe.p)
-    everywhere = _offer(spot, spec, TwoRegions(params=params, channels=tuple(range(size))))
+    everywhere = tails_of_all_channels(spot, regions=2, p=bench.problem.recipe.p)
     if everywhere.sqnr_db > most + NEGLIGIBLE_DB:
         yield everywhere
 
 
-def centres(spot: Spot) -> Iterator[tuple[int, tuple[float, float]]]:
+def tails_of_few_channels(spot: Reaching) -> list[Offer]:
+    """Two regions, the first of which holds all channels but the 1, 2, 4, ... that reach farthest."""
+    spec = PiecewiseSpec(region=spot.cut.spec)
+    full = float(spot.low.min()), float(spot.high.max())
+    order = np.argsort(np.maximum(-spot.low, spot.high), kind="stable")
+    return [
+        _offer(spot, spec, Regions(params=params_from_breakpoints(spec, *full, [ends]), channels=channels))
+        for count, ends in centres(spot)
+        for channels in [tuple(int(channel) for channel in np.sort(order[-count:]))]
+    ]
+
+
+def tails_of_all_channels(spot: Reaching, *, regions: int, p: float) -> Offer:
+    """Regions at the breakpoints that are best for the values alone.
+
+    Args:
+        spot: The activation.
+        regions: How many.
+        p: Exponent of the error that breakpoints minimise.
+    """
+    spec = PiecewiseSpec(region=spot.cut.spec, regions=regions)
+    params = piecewise_params(spec, spot.sketch, p=p)
+    return _offer(spot, spec, Regions(params=params, channels=tuple(range(spot.cut.channels))))
+
+
+def centres(spot: Reaching) -> Iterator[tuple[int, tuple[float, float]]]:
     """Where the first region may end: it holds all channels but the 1, 2, 4, ... that reach farthest, and how many."""
     full = float(spot.low.min()), float(spot.high.max())
     order = np.argsort(np.maximum(-spot.low, spot.high), kind="stable")
@@ -57,22 +85,12 @@ def centres(spot: Spot) -> Iterator[tuple[int, tuple[float, float]]]:
         count *= 2
 
 
-def _offer(spot: Spot, spec: PiecewiseSpec, regions: TwoRegions) -> Offer:
-    quantizer = partial(fake_quantize_piecewise, spec=spec, params=regions.params)
+def _offer(spot: Reaching, spec: PiecewiseSpec, regions: Regions) -> Offer:
+    tails, quantizer = spec.regions - 1, partial(fake_quantize_piecewise, spec=spec, params=regions.params)
     return Offer(
-        policy="two regions",
+        policy=f"{NAMES[spec.regions]} regions",
         detail=f"tail of {len(regions.channels)} of {spot.cut.channels} channels",
         sqnr_db=sketched_sqnr(spot.sketch, quantizer),
-        extra=len(regions.channels) / spot.cut.channels,
+        extra=tails * len(regions.channels) / spot.cut.channels,
         make=rewriting(partial(branched, cut=spot.cut, regions=regions)),
     )
-
-
-def _of_few_channels(spot: Spot, spec: PiecewiseSpec) -> Iterator[TwoRegions]:
-    full = float(spot.low.min()), float(spot.high.max())
-    order = np.argsort(np.maximum(-spot.low, spot.high), kind="stable")
-    for count, ends in centres(spot):
-        outer = np.sort(order[-count:])
-        yield TwoRegions(
-            params=params_from_breakpoints(spec, *full, [ends]), channels=tuple(int(channel) for channel in outer)
-        )
