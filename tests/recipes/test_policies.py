@@ -205,6 +205,19 @@ def test_the_cheaper_of_two_that_gain_the_same_wins(spiky, tmp_path) -> None:
     assert found.encoding.model_sha256 == found.model.sha256
 
 
+@pytest.mark.parametrize(("gaining", "kept"), [(3, True), (2, False)])
+def test_what_gains_on_a_few_samples_only_is_chance(spiky, tmp_path, gaining: int, kept: bool) -> None:
+    def each(_: Model, encoding: Encoding) -> list[float]:
+        gain = float("per token" in policies_in(encoding).values())
+        return [30.0 + (gain if number < gaining else -gain) for number in range(4)]
+
+    bench = bench_for(spiky, wanting("per token"), tmp_path)
+    decisions = Contest(bench=bench, clock=clock(per_token=1.0), judges=each, limit=LATENCY_BUDGET).decide()
+    assert (first(decisions).winner is not None) == kept
+    if not kept:
+        assert reasons(first(decisions))["per token"] == "2 of 4 held-out samples gain by it: chance"
+
+
 def test_what_may_take_more_than_the_budget_goes(spiky, tmp_path) -> None:
     times = clock(per_token=LATENCY_BUDGET + 1.01)
     found, decisions = decided(spiky, wanting("per token"), tmp_path, clock=times, limit=LATENCY_BUDGET)

@@ -190,7 +190,7 @@ def _contested(
         return found, None
     bench = Bench(problem=problem, effort=effort, score=trials.sqnr, progress=progress, best=found)
     clock = partial(trials.times, progress=progress) if problem.recipe.gate == "measured" else None
-    contest = Contest(bench=bench, clock=clock, limit=_latency_budget(outcome))
+    contest = Contest(bench=bench, clock=clock, judges=trials.each_sqnr, limit=_latency_budget(outcome))
     decisions = contest.decide() if choices is None else contest.replay(choices)
     return bench.best, decisions
 

@@ -64,6 +64,10 @@ class Trials:
         """Output SQNR against the float network, on held-out samples [dB]."""
         return self.sqnrs(model, encoding, self.judges)[0]
 
+    def each_sqnr(self, model: Model, encoding: Encoding) -> tuple[float, ...]:
+        """The same on each of them for itself [dB]."""
+        return self.sqnrs(model, encoding, *([feeds] for feeds in self.judges))
+
     def sqnrs(self, model: Model, encoding: Encoding, *samples: Sequence[Feeds]) -> tuple[float, ...]:
         """The same on several sets of samples, which must outlive this [dB]."""
         if self._reference is None:

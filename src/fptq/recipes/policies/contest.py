@@ -31,9 +31,15 @@ _NOISE = 0.01
 FEW_OFFERS = 3
 """Offers for one activation that are run by recipes that must be quick: those that promise most for their time."""
 
+STEADY = 0.75
+"""Share of the held-out samples that must gain, each for itself: a few differ by tenths of a decibel by chance."""
+
 Networks = Mapping[str, tuple[Model, Encoding]]
 Clock = Callable[[Networks], Mapping[str, Timing]]
 """Latencies of networks that take turns on the engine; those that it refuses are left out."""
+
+Judges = Callable[[Model, Encoding], Sequence[float]]
+"""Output SQNR of an encoding on each held-out sample for itself [dB]."""
 
 _UNIFORM, _BEST = "uniform", "best so far"
 
@@ -44,12 +50,14 @@ class Contest:
 
     Attributes:
         bench: The network that refinement has found, and what judges it.
+        judges: Say whether a gain is there on most samples; None: the gain over all of them counts alone.
         clock: Times networks; None: costs are estimates.
         limit: Latency that may be added, as a share.
     """
 
     bench: Bench
     clock: Clock | None
+    judges: Judges | None = None
     limit: float = LATENCY_BUDGET
     _uniform: Refined = field(init=False)
     _uniform_ms: float | None = None
@@ -128,7 +136,17 @@ class Contest:
         attempt, gain = replace(attempt, after_db=after), after - self.bench.best_db
         if not gain >= MARGIN:
             return replace(attempt, reason=f"the output's SQNR changes by {gain:+.2f} dB"), None
+        gained = self._gained(candidate)
+        if sum(gained) < STEADY * len(gained):
+            return replace(attempt, reason=f"{sum(gained)} of {len(gained)} held-out samples gain by it: chance"), None
         return attempt, candidate
+
+    def _gained(self, candidate: Refined) -> list[bool]:
+        """Which of the held-out samples gain."""
+        if self.judges is None:
+            return []
+        before, after = (self.judges(one.model, one.encoding) for one in (self.bench.best, candidate))
+        return [new > old for old, new in zip(before, after, strict=True)]
 
     def _made_by(self, spot: Spot, offer: Offer) -> Refined | None:
         best = self.bench.best
