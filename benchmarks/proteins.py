@@ -29,9 +29,12 @@ from fptq.graph.write import save
 from fptq.plan import PROFILES, Plan, Policy, Refusal, materialize, place
 from fptq.plan.float_inputs import with_float_inputs
 from fptq.recipes.policies.everywhere import everywhere_in_regions
-from fptq.recipes.policies.spots import Extremes, extremes_of, lossy_inputs
+from fptq.recipes.policies.per_token import rows_scaled
+from fptq.recipes.policies.spots import Extremes, extremes_of, lossy_inputs, worst_spots
 from fptq.recipes.refine import Refined, unrefined
+from fptq.rewrite import takes_tokens
 from fptq.tasks import Scores, paired_drop
+from fptq.types import FeedSource
 from proteins_results import LINEAR, RESULTS, ROWS, Case, Outcome, Row, cases, cell, comparison, table
 from proteins_subject import RECIPE, Remembering, Split, Subject
 
@@ -45,10 +48,12 @@ class Given:
     Attributes:
         start: The network with uniform quantizers.
         extremes: What the channels of the inputs of products reach in calibration.
+        samples: Of the calibration.
     """
 
     start: Refined
     extremes: Extremes
+    samples: FeedSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,14 +74,24 @@ def in_regions(count: int) -> Way:
     return Way(made=lambda given: everywhere_in_regions(given.start, given.extremes, count=count, p=RECIPE.p))
 
 
+def rows_scaled_everywhere(given: Given) -> Refined:
+    """A scale for each token wherever products read tokens; the rest as it is."""
+    found = given.start
+    for spot in worst_spots(found, given.samples, len(found.encoding.plan.activations)):
+        if takes_tokens(found.model, spot.cut):
+            found = rows_scaled(spot).make(found) or found
+    return found
+
+
 POLICIES: Mapping[str, Way] = {
     "range": Way(observer="minmax"),
     "uniform": Way(),
     "PWLQ": in_regions(2),
     "PWLQ-3": in_regions(3),
+    "per token": Way(made=rows_scaled_everywhere),
 }
 """Columns of the table: uniform over all that was seen, as published; uniform, clipped where the error is least, as
-fptq does by default; two and three regions."""
+fptq does by default; two and three regions; a scale for each token, where products in integers read it."""
 
 
 @dataclass(kw_only=True)
@@ -90,7 +105,8 @@ class Bench:
         if case.policy == "float":
             return self._outcome(self.subject.loaded)
         extremes = self.extremes if ROWS[case.row].weights else {}  # of products in integers
-        made = POLICIES[case.policy].made(Given(start=self.started(case), extremes=extremes))
+        given = Given(start=self.started(case), extremes=extremes, samples=self.subject.calibration)
+        made = POLICIES[case.policy].made(given)
         return self._outcome(materialize(made.model, made.encoding))
 
     def started(self, case: Case) -> Refined:

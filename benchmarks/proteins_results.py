@@ -16,6 +16,8 @@ from layout import HERE
 RESULTS = HERE / "results" / "proteins"
 LINEAR = "linear"
 ALL = frozenset({LINEAR, *FLOAT_INPUTS})
+IN_INTEGERS = frozenset({"per token"})
+"""Policies that are for products in integers: of rows with weights and Linear inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ ROWS: Mapping[str, Row] = {
     "layernorm": Row(says="LayerNorm inputs only", inputs=frozenset({"layernorm"})),
     "softmax": Row(says="Softmax inputs only", inputs=frozenset({"softmax"})),
     "linear": Row(says="Linear inputs only", inputs=frozenset({LINEAR})),
+    "int8": Row(says="Linear inputs and weights (fptq's own placement)", inputs=frozenset({LINEAR}), weights=True),
 }
 
 
@@ -111,7 +114,9 @@ def cases(engine: str, rows: list[str], bits: list[int], policies: list[str], se
         if not ROWS[row].inputs:
             yield replace(one, row=row, bits=8, policy="uniform")
             continue
-        yield from (replace(one, row=row, bits=width, policy=policy) for width in bits for policy in policies)
+        integers = ROWS[row].weights and LINEAR in ROWS[row].inputs
+        fitting = [policy for policy in policies if integers or policy not in IN_INTEGERS]
+        yield from (replace(one, row=row, bits=width, policy=policy) for width in bits for policy in fitting)
 
 
 def cell(found: Outcome) -> str:

@@ -91,7 +91,7 @@ def decided(
 
 
 def spot_of(bench: Bench, value: str) -> Spot:
-    return next(spot for spot in worst_spots(bench.best, bench.problem, 9) if spot.cut.value == value)
+    return next(spot for spot in worst_spots(bench.best, bench.problem.calibration, 9) if spot.cut.value == value)
 
 
 def policies_in(encoding: Encoding) -> dict[str, str]:
@@ -140,7 +140,7 @@ def test_every_policy_is_in_the_table_and_in_every_profile_that_was_measured() -
 
 def test_the_worst_activation_comes_first(spiky, tmp_path) -> None:
     bench = bench_for(spiky, wanting(), tmp_path)
-    spots = worst_spots(bench.best, bench.problem, 2)
+    spots = worst_spots(bench.best, bench.problem.calibration, 2)
     assert spots[0].cut.value == "v3"
     assert spots[0].sqnr_db < spots[1].sqnr_db
     assert spots[0].rows.shape == (6 * 32, WIDE)

@@ -71,14 +71,14 @@ class Contest:
         """Contest the worst activations, one after the other; `bench.best` is the network that results."""
         count = EFFORTS[self.bench.problem.recipe.recipe].spots
         if count and math.isfinite(self.bench.best_db):
-            for spot in worst_spots(self.bench.best, self.bench.problem, count):
+            for spot in worst_spots(self.bench.best, self.bench.problem.calibration, count):
                 self._decide(spot)
         return self._decisions(replayed=False)
 
     def replay(self, choices: Sequence[Choice]) -> Decisions:
         """Do what a plan says; nothing is timed."""
         for choice in choices:
-            spot = spot_at(self.bench.best, self.bench.problem, choice.value)
+            spot = spot_at(self.bench.best, self.bench.problem.calibration, choice.value)
             if spot is not None:
                 self._repeat(spot, choice)
         return self._decisions(replayed=True)

@@ -19,7 +19,12 @@ _SHORTER = (1.0, 0.5, 0.25, 0.125, 0.0625)
 def per_token(spot: Spot, bench: Bench) -> Iterator[Offer]:
     """The ends that leave most of the signal; none for a convolution, which mixes tokens."""
     if takes_tokens(bench.best.model, spot.cut):
-        yield max((_offer(spot, ends) for ends in _ends(spot)), key=lambda offer: offer.sqnr_db)
+        yield rows_scaled(spot)
+
+
+def rows_scaled(spot: Spot) -> Offer:
+    """The ends that leave most of the signal, for an activation that takes tokens."""
+    return max((_offer(spot, ends) for ends in _ends(spot)), key=lambda offer: offer.sqnr_db)
 
 
 def _ends(spot: Spot) -> Iterator[Ends]:

@@ -15,7 +15,6 @@ from fptq.calibrate.sketch import Sketch
 from fptq.calibrate.states import Kind
 from fptq.feeds import Part
 from fptq.numerics import fake_quantize
-from fptq.recipes.problem import Problem
 from fptq.recipes.refine import Refined
 from fptq.rewrite import ProductInput, product_inputs
 from fptq.rewrite.channels import channel_extremes, channel_rows
@@ -74,15 +73,15 @@ class Spot(Reaching):
         return sqnr(self.rows, quantized)
 
 
-def worst_spots(found: Refined, problem: Problem, count: int) -> list[Spot]:
+def worst_spots(found: Refined, samples: FeedSource, count: int) -> list[Spot]:
     """The worst first, at most so many."""
-    return _looked_at(found, problem, lossy_inputs(found)[:count])
+    return _looked_at(found, samples, lossy_inputs(found)[:count])
 
 
-def spot_at(found: Refined, problem: Problem, value: str) -> Spot | None:
+def spot_at(found: Refined, samples: FeedSource, value: str) -> Spot | None:
     """One activation by name; None where it cannot be quantized otherwise."""
     spots = [spot for spot in lossy_inputs(found) if spot.cut.value == value]
-    return next(iter(_looked_at(found, problem, spots)), None)
+    return next(iter(_looked_at(found, samples, spots)), None)
 
 
 def sqnr(exact: Array, changed: Array) -> float:
@@ -129,12 +128,12 @@ def reaching(spot: Lossy, extremes: Extremes) -> Reaching:
     return Reaching(**vars(spot), low=np.minimum(low, 0), high=np.maximum(high, 0))
 
 
-def _looked_at(found: Refined, problem: Problem, spots: Sequence[Lossy]) -> list[Spot]:
+def _looked_at(found: Refined, samples: FeedSource, spots: Sequence[Lossy]) -> list[Spot]:
     if not spots:
         return []
     axes = {spot.cut.value: spot.cut.axis for spot in spots}
-    extremes = extremes_of(found, problem.calibration, spots)
-    rows = channel_rows(found.model, axes, Part(problem.calibration, min(_SEEN, len(problem.calibration))))
+    extremes = extremes_of(found, samples, spots)
+    rows = channel_rows(found.model, axes, Part(samples, min(_SEEN, len(samples))))
     return [Spot(**vars(reaching(spot, extremes)), rows=rows[spot.cut.value]) for spot in spots]
 
 
