@@ -29,14 +29,14 @@ class VolumeInput:
         window: Window size along each spatial axis where the network takes any size; None: the whole volume.
         overlap: Share of a window that the next one covers again, in [0, 1).
         output: Name of the output to use; None: the first.
-        calls: Windows of one call where the network takes any batch; None: as many as have 2^20 voxels.
+        windows_per_call: Where the network takes any batch; None: as many as have 2^20 voxels together.
     """
 
     info: TensorInfo
     window: tuple[int, ...] | None = None
     overlap: float = 0.5
     output: str | None = None
-    calls: int | None = None
+    windows_per_call: int | None = None
 
     def __post_init__(self) -> None:
         if self.info.shape is None or len(self.info.shape) < 3:
@@ -175,4 +175,4 @@ class VolumeInput:
         batch = (self.info.shape or (1,))[0]
         if isinstance(batch, int):
             return batch
-        return self.calls or max(1, _VOXELS // math.prod(size or _VOXELS for size in self.sizes))
+        return self.windows_per_call or max(1, _VOXELS // math.prod(size or _VOXELS for size in self.sizes))
