@@ -114,6 +114,7 @@ class Stitcher:
         if store.lasting:
             staged = store.array("staged", new.shape, sums.dtype)
             staged[:] = new
+            new = staged
             store.staged = index + 1
             store.mark()
         self._replace(sums, index, new)
