@@ -4,8 +4,8 @@ python benchmarks/volume.py                      everything, in minutes
 python benchmarks/volume.py --overlap 0.25       fewer windows
 
 The volume is synthetic, the network a MONAI BasicUNet with random weights that is narrow so that the run takes minutes:
-neither changes what is kept beside the network. The bar is 1.5 times the scan's own bytes (int16) plus one float16 volume of
-all class probabilities.
+neither changes what is kept beside the network. The bar is 1.5 times the scan's own bytes (int16) plus one float16
+volume of all class probabilities.
 """
 
 from __future__ import annotations

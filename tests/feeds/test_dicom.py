@@ -86,7 +86,7 @@ def test_folders_of_series_are_samples(series, tmp_path):
 def test_two_series_in_one_folder_are_refused(series, tmp_path):
     series(tmp_path / "ct", volume())
     series(tmp_path / "ct", volume(), uid="1.2.3.5", names="other_{}.dcm")
-    with pytest.raises(DataError, match="holds 2 DICOM series.*one series"):
+    with pytest.raises(DataError, match=r"holds 2 DICOM series.*one series"):
         read_scan(tmp_path / "ct")
 
 

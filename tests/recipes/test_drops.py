@@ -28,7 +28,10 @@ def test_the_worst_case_is_the_one_that_lost_most(before, after, agreement, inde
 
 
 def test_the_worst_case_of_a_distance_is_the_one_that_grew_most():
-    before, after = (Scores(entries=(Score(name="hd95", value=2, cases=c, higher_is_better=False),)) for c in ((1.0, 4.0), (3.0, 3.0)))
+    before, after = (
+        Scores(entries=(Score(name="hd95", value=2, cases=cases, higher_is_better=False),))
+        for cases in ((1.0, 4.0), (3.0, 3.0))
+    )
     assert worst_case(before, after)[0] == 0
 
 

@@ -100,7 +100,8 @@ def test_a_killed_process_is_gone_on_from(out, tmp_path, monkeypatch, half):
     """A real process, killed by the system while windows are computed; this one finishes its work."""
     data = scans(tmp_path / "new", 1, shape=(90, 40, 40))
     limit = "from fptq.feeds import scratch; scratch.LARGE = 0; " if half else ""
-    code = f"{limit}from fptq.recipes import predict; predict({str(out)!r}, {str(data)!r}, output={str(tmp_path / 'o')!r})"
+    call = f"predict({str(out)!r}, {str(data)!r}, output={str(tmp_path / 'o')!r})"
+    code = f"{limit}from fptq.recipes import predict; {call}"
     counters = tmp_path / "o" / ".s0.nii.gz.part" / "counters"
     process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     while process.poll() is None and done_in(counters) < 300:

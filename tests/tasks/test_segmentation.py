@@ -170,9 +170,7 @@ def test_what_does_not_fit_is_refused():
 
 
 def test_surfaces_and_volumes_in_millimetres_and_millilitres():
-    task = SegmentationTask(
-        cases=[head(affine=np.diag([2.0, 2, 2, 1]))], network=network("d", "h", "w"), tolerance=2.0
-    )
+    task = SegmentationTask(cases=[head(affine=np.diag([2.0, 2, 2, 1]))], network=network("d", "h", "w"), tolerance=2.0)
     scores = task.evaluate(eroding)
     strict = SegmentationTask(cases=task.cases, network=task.network, tolerance=0.5).evaluate(eroding)
     assert strict["surface_dice"].value < scores["surface_dice"].value <= 1.0

@@ -114,14 +114,14 @@ class _Todo:
         )
 
 
-def _inside(progress: Progress, done: int, total: int) -> Progress:
+def _inside(progress: Progress, first: int, samples: int) -> Progress:
     """Progress of one sample as progress of all: in windows, as many for each as it has."""
 
-    def told(window: int, windows: int, what: str) -> None:
-        if total:
-            progress(done * windows + window, total * windows, f"prediction: {what}")
+    def inside(done: int, total: int, what: str) -> None:
+        if samples:
+            progress(first * total + done, samples * total, f"prediction: {what}")
 
-    return told
+    return inside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,9 +145,7 @@ class _Saved:
         preprocess = preprocess_of(self.recipe)
         options = CompileOptions(threads=threads_of(self.recipe), float_precision="default")
         runner = self.engine.compile(self.path, options)
-        return _Network(
-            model=self.model, recipe=self.recipe, preprocess=preprocess, runner=runner, origin=origin
-        )
+        return _Network(model=self.model, recipe=self.recipe, preprocess=preprocess, runner=runner, origin=origin)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,6 @@ from fptq.report.text import (
 )
 from fptq.report.verdict import Tone, cases, headline_drop, tone, unit_of
 
-
 _SCORES = 12
 """Most scores of the first table; beyond, those of single classes are left to the tables of cases."""
 

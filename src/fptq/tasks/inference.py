@@ -82,9 +82,7 @@ class VolumeInput:
         size = tuple(w or n for w, n in zip(self.sizes, shape, strict=True))
         return WindowGrid(shape=shape, size=size, overlap=self.overlap)
 
-    def run(
-        self, runner: Runner, image: Array, *, store: Store | None = None, progress: Progress = silent
-    ) -> Array:
+    def run(self, runner: Runner, image: Array, *, store: Store | None = None, progress: Progress = silent) -> Array:
         """The network's output `[K, *S]` for an image `f32[C, *S]`.
 
         Windows overlap and are blended with Gaussian weights. The output is float32; one of several windows that would
@@ -151,7 +149,7 @@ class VolumeInput:
         return stitcher.run(image, store or MemoryStore(), finish)
 
     def _direct(self, runner: Runner, image: Array) -> Array:
-        output = self._call(runner, image[None])[0]
+        output: Array = self._call(runner, image[None])[0]
         if output.shape[1:] != image.shape[1:]:
             raise ModelError(
                 f"an output of shape {list(output.shape)} for an image of {list(image.shape)}",

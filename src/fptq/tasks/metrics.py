@@ -81,7 +81,7 @@ class SurfaceDistances:
 
     @property
     def hd95(self) -> float:
-        """95th percentile Hausdorff distance: the larger of the two directed ones (as in MONAI); NaN where a mask is empty."""
+        """95th percentile Hausdorff distance: the larger directed one (as in MONAI); NaN where a mask is empty."""
         if not self.forward.size or not self.backward.size:
             return math.nan
         return max(float(np.percentile(distances, 95)) for distances in (self.forward, self.backward))

@@ -28,8 +28,8 @@ _NOTES: Mapping[str, str] = {
         "where mask or label is empty"
     ),
     "surface_dice": (
-        "surface_dice: share of the surface voxels of mask and label within {tolerance:g} {unit} of the other's surface; "
-        "0 where one is empty, left out where both are"
+        "surface_dice: share of the surface voxels of mask and label within {tolerance:g} {unit} of the other's "
+        "surface; 0 where one is empty, left out where both are"
     ),
     "volume_difference": "volume_difference: absolute, defined for empty classes too",
     "agreement_dice": "agreement_dice: Dice against the first network's own masks",
@@ -95,9 +95,7 @@ class SegmentationTask:
             progress(index + 1, len(self.cases), "evaluation")
         return {name: self._scores(table, tuple(names)) for name, table in tables.items()}
 
-    def segment(
-        self, runner: Runner, case: Case, *, store: Store | None = None, progress: Progress = silent
-    ) -> Array:
+    def segment(self, runner: Runner, case: Case, *, store: Store | None = None, progress: Progress = silent) -> Array:
         """The mask `u8[*S]` that a network gives for a case, on the case's own grid.
 
         Args:

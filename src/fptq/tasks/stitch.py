@@ -24,8 +24,8 @@ class Stitcher:
 
     What is kept is one ring of planes as deep as a window, `[K, size[0], *S[1:]]`: in float32, or in float16 where
     that would be large (`fptq.feeds.scratch.LARGE`). Shares sum to one, so sums stay within the range of the outputs,
-    and in float16 each addition rounds once: with `n` windows on a voxel and outputs of at most `M` the error is at most
-    `n 2^-11 M`. Values beyond 65504 become 65504.
+    and in float16 each addition rounds once: with `n` windows on a voxel and outputs of at most `M` the error is at
+    most `n 2^-11 M`. Values beyond 65504 become 65504.
 
     Attributes:
         predict: From windows `f32[N, C, *size]` to outputs `f32[N, K, *size]`.

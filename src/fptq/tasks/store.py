@@ -88,8 +88,8 @@ class FolderStore:
 
     def __init__(self, folder: Path, key: str) -> None:
         self._folder, self._arrays = folder, dict[str, Array]()
-        identity = f"{key} {_boot()}"
-        if _read(folder / "key") != identity or not self._counters():
+        identity, found = f"{key} {_boot()}", self._counters()
+        if _read(folder / "key") != identity or found is None:
             self.discard()
             folder.mkdir(parents=True)
             self.staged = self.done = self.rows = 0
@@ -97,7 +97,7 @@ class FolderStore:
             self.mark()
             (folder / "key").write_text(identity, encoding="utf-8")
         else:
-            self.staged, self.done, self.rows = self._counters()
+            self.staged, self.done, self.rows = found
             self._file = (folder / "counters").open("r+b", buffering=0)
 
     @property
@@ -146,11 +146,11 @@ class FolderStore:
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.npy"
 
-    def _counters(self) -> tuple[int, int, int] | tuple[()]:
+    def _counters(self) -> tuple[int, int, int] | None:
         try:
             staged, done, rows = _COUNTERS.unpack((self._folder / "counters").read_bytes())
         except (OSError, struct.error):
-            return ()
+            return None
         return staged, done, rows
 
 

@@ -109,7 +109,8 @@ class WindowGrid:
 def gaussian(size: int) -> Array:
     """The weights of a window along an axis, `f64[size]`: a Gaussian of an eighth of its size (nnU-Net, MONAI)."""
     distance = np.arange(size) - (size - 1) / 2
-    return np.exp(-0.5 * np.square(distance / (0.125 * size)))
+    weights: Array = np.exp(-0.5 * np.square(distance / (0.125 * size)))
+    return weights
 
 
 def _starts(length: int, size: int, overlap: float) -> tuple[int, ...]:
