@@ -149,6 +149,20 @@ def test_a_full_disk_at_the_end_leaves_no_result_and_costs_no_window(out, tmp_pa
     assert list((tmp_path / "o").iterdir()) == [made]
 
 
+def test_what_is_made_anew_does_not_go_on_from_what_was_left(out, tmp_path):
+    data = scans(tmp_path / "new", 1)
+
+    def stop(done, total, what):
+        if "windows" in what and done == 40:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(out, data, output=tmp_path / "o", progress=stop)
+    told = []
+    predict(out, data, output=tmp_path / "o", overwrite=True, progress=lambda *now: told.append(now))
+    assert windows(told) == next(total for _, total, what in told if "windows" in what)
+
+
 def test_a_disk_that_has_no_room_for_the_sums_is_told_at_once(out, tmp_path, monkeypatch):
     monkeypatch.setattr("fptq.tasks.store.reserve", no_space)
     with pytest.raises(OutputError, match="could not be kept: No space left"):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fptq.errors import ModelError
+from fptq.errors import ModelError, OutputError
 from fptq.feeds import scratch
 from fptq.tasks.stitch import Stitcher
 from fptq.tasks.store import FolderStore, MemoryStore
@@ -172,8 +172,10 @@ def test_the_state_of_another_key_is_discarded(tmp_path):
     store.done = 4
     store.mark()
     store.close()
-    assert FolderStore(tmp_path / "part", "one").done == 4
-    assert FolderStore(tmp_path / "part", "one").found("sums").sum() == 42
+    again = FolderStore(tmp_path / "part", "one")
+    assert again.done == 4
+    assert again.found("sums").sum() == 42
+    again.close()
     other = FolderStore(tmp_path / "part", "two")
     assert other.done == 0
     assert other.found("sums") is None
@@ -185,8 +187,18 @@ def test_the_state_of_another_boot_is_discarded(tmp_path, monkeypatch):
     store = FolderStore(tmp_path / "part", "one")
     store.done = 4
     store.mark()
+    store.close()
     monkeypatch.setattr("fptq.tasks.store._boot", lambda: "another")
     assert FolderStore(tmp_path / "part", "one").done == 0
+
+
+def test_one_process_at_a_time_works_on_a_scan(tmp_path):
+    store = FolderStore(tmp_path / "part", "one")
+    with pytest.raises(OutputError, match="another process works in"):
+        FolderStore(tmp_path / "part", "one")
+    store.close()
+    FolderStore(tmp_path / "part", "one").discard()
+    assert not (tmp_path / "part").exists()
 
 
 def test_outputs_off_the_grid_of_their_windows_are_refused():

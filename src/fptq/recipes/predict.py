@@ -24,7 +24,7 @@ from fptq.graph.load import read_onnx
 from fptq.graph.model import Model, TensorInfo
 from fptq.recipes.problem import preprocess_of, threads_of, volume_input
 from fptq.recipes.result import MODEL_FILE, PACKED_FILE
-from fptq.recipes.resume import Origin, kept
+from fptq.recipes.resume import Origin, Todo, forget, inside, kept
 from fptq.report.files import replacing
 from fptq.tasks import Case, FolderStore, SegmentationTask, VolumeInput
 from fptq.types import Array, Feeds, Progress, Runner, silent
@@ -69,59 +69,23 @@ def predict(
     saved, output, items = _read(Path(folder), options), Path(output), open_items(data)
     targets = _targets(items, output, maps=saved.recipe.task == "segmentation")
     origin = Origin.of(saved.path, saved.recipe)
-    todo = _Todo.of(items, targets, None if overwrite else origin)
+    todo = Todo.of(items, targets, None if overwrite else origin)
     for target in todo.targets:
         _check_free(target, overwrite=overwrite)
+        if overwrite:
+            forget(target)
     network = saved.compiled(origin)
     progress(todo.finished, len(targets), "prediction")
     written: list[Path] = []
     for index, (name, sample) in enumerate(todo.items):
         target = todo.targets[index] if targets else output / f"sample_{index}.npz"
         _check_free(target, overwrite=overwrite)
-        network.write(name, sample, target, progress=_inside(progress, todo.finished + index, len(targets)))
+        network.write(name, sample, target, progress=inside(progress, todo.finished + index, len(targets)))
         written.append(target)
         progress(todo.finished + len(written), len(targets), "prediction")
     if not written and not targets:
         raise DataError("there is no sample", rule="prediction needs at least one")
     return tuple(targets) or tuple(written)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Todo:
-    """What is left of the samples of a call.
-
-    Attributes:
-        items: The samples.
-        targets: Their results, where samples have names.
-        finished: How many results are there already.
-    """
-
-    items: FileItems | IterableItems
-    targets: Sequence[Path]
-    finished: int = 0
-
-    @classmethod
-    def of(cls, items: FileItems | IterableItems, targets: Sequence[Path], origin: Origin | None) -> _Todo:
-        """What is left where an earlier call made some label maps of this origin; all without one."""
-        if origin is None or not isinstance(items, FileItems):
-            return cls(items=items, targets=targets)
-        pairs = zip(items.paths, targets, strict=True)
-        left = [(path, target) for path, target in pairs if not (target.exists() and origin.made(target, path))]
-        return cls(
-            items=FileItems(tuple(path for path, _ in left)),
-            targets=[target for _, target in left],
-            finished=len(targets) - len(left),
-        )
-
-
-def _inside(progress: Progress, first: int, samples: int) -> Progress:
-    """Progress of one sample as progress of all: in windows, as many for each as it has."""
-
-    def inside(done: int, total: int, what: str) -> None:
-        if samples:
-            progress(first * total + done, samples * total, f"prediction: {what}")
-
-    return inside
 
 
 @dataclass(frozen=True, kw_only=True)

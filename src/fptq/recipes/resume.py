@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,9 @@ from fptq.config import Recipe
 from fptq.errors import OutputError
 from fptq.feeds.optional import optional
 from fptq.feeds.scans import NIFTI, suffix
+from fptq.feeds.source import FileItems, IterableItems
 from fptq.tasks import FolderStore
+from fptq.types import Progress
 
 _DIGITS = 16
 
@@ -55,6 +57,59 @@ class Origin:
         return described == self.mark(scan).encode()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Todo:
+    """What is left of the samples of a call.
+
+    Attributes:
+        items: The samples.
+        targets: Their results, where samples have names.
+        finished: How many results are there already.
+    """
+
+    items: FileItems | IterableItems
+    targets: Sequence[Path]
+    finished: int = 0
+
+    @classmethod
+    def of(cls, items: FileItems | IterableItems, targets: Sequence[Path], origin: Origin | None) -> Todo:
+        """What is left where an earlier call made some label maps of this origin; all without one."""
+        if origin is None or not isinstance(items, FileItems):
+            return cls(items=items, targets=targets)
+        pairs = zip(items.paths, targets, strict=True)
+        left = [(path, target) for path, target in pairs if not (target.exists() and origin.made(target, path))]
+        return cls(
+            items=FileItems(tuple(path for path, _ in left)),
+            targets=[target for _, target in left],
+            finished=len(targets) - len(left),
+        )
+
+
+def inside(progress: Progress, first: int, samples: int) -> Progress:
+    """Progress of one sample as progress of all: in windows, as many for each as it has."""
+
+    def told(done: int, total: int, what: str) -> None:
+        if samples:
+            progress(first * total + done, samples * total, f"prediction: {what}")
+
+    return told
+
+
+def _part(target: Path) -> Path:
+    """The folder with the state of a label map that is not finished."""
+    return target.with_name(f".{target.name}.part")
+
+
+def forget(target: Path) -> None:
+    """Delete the state of a label map that is not finished.
+
+    Raises:
+        OutputError: Another process works on it.
+    """
+    if (folder := _part(target)).exists():
+        FolderStore(folder, "").discard()
+
+
 @contextmanager
 def kept(target: Path, mark: str) -> Iterator[FolderStore]:
     """The state of a label map in a hidden folder beside it, deleted when the block ends well.
@@ -64,7 +119,7 @@ def kept(target: Path, mark: str) -> Iterator[FolderStore]:
     Raises:
         OutputError: The folder has no room for it.
     """
-    folder = target.with_name(f".{target.name}.part")
+    folder = _part(target)
     store: FolderStore | None = None
     try:
         store = FolderStore(folder, mark)

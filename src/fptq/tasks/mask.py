@@ -53,15 +53,15 @@ class MaskMaker:
             ModelError: The outputs are not those of a segmentation network.
         """
         kept = store or MemoryStore()
-        spec, back = self.preprocess, isinstance(self.preprocess, InvertiblePreprocess)
+        spec = self.preprocess
         if isinstance(spec, InvertiblePreprocess) and not self._keeps_voxels(case):
             outputs = self.network.run(runner, image, store=kept, progress=progress)
             _check_count(len(outputs))
             inverted = _inverted(spec, outputs, case)
             return self._of_channels(inverted, len(outputs), _grid(case, self.network)), len(outputs)
         channels, mask = self._of_planes(runner, image, kept, progress)
-        if back:
-            (mask,) = spec.invert(mask[None], case.volume, _affine(case))  # type: ignore[union-attr]
+        if isinstance(spec, InvertiblePreprocess):
+            (mask,) = spec.invert(mask[None], case.volume, _affine(case))
         _check_grid(mask.shape, case, self.network)
         return np.asarray(mask, np.uint8), channels
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import struct
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from fptq.errors import OutputError
 from fptq.feeds.scratch import reserve, scratch
 from fptq.types import Array
 
@@ -84,14 +84,18 @@ class FolderStore:
 
     Raises:
         OSError: The folder cannot be written.
+        OutputError: Another process works in it.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
         self._folder, self._arrays = folder, dict[str, Array]()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(folder / _LOCK)
         identity, found = f"{key} {_boot()}", self._counters()
         if _read(folder / "key") != identity or found is None:
-            self.discard()
-            folder.mkdir(parents=True)
+            for file in folder.iterdir():
+                if file.name != _LOCK:
+                    file.unlink()
             self.staged = self.done = self.rows = 0
             self._file = (folder / "counters").open("wb", buffering=0)
             self.mark()
@@ -135,13 +139,13 @@ class FolderStore:
         """Let go of the files; another store can go on from them."""
         self._arrays.clear()
         self._file.close()
+        self._lock.close()
 
     def discard(self) -> None:
         """Delete the folder and everything in it."""
-        if hasattr(self, "_file"):
-            self.close()
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self._folder)
+        self._arrays.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self.close()
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.npy"
@@ -155,6 +159,26 @@ class FolderStore:
 
 
 _COUNTERS = struct.Struct("<3q")
+_LOCK = "lock"
+
+
+def _locked(path: Path) -> IO[bytes]:
+    """A file that one process holds at a time: the system lets go of it when that process ends, however it ends."""
+    file = path.open("ab")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ModuleNotFoundError:  # not on Windows
+        return file
+    except BlockingIOError as error:
+        file.close()
+        raise OutputError(
+            f"another process works in {path.parent}",
+            rule="a scan is segmented by one process at a time",
+            remedy="Wait for it, or give the two different scans",
+        ) from error
+    return file
 
 
 def _read(path: Path) -> str:
