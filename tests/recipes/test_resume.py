@@ -16,7 +16,7 @@ import pytest
 
 import fptq
 from fptq.errors import DataError, OutputError
-from fptq.feeds import scratch
+from fptq.feeds import read_scan, scratch
 from fptq.recipes import predict
 
 OPTIONS = {"engine": "onnxruntime", "threads": 1, "gate": "off", "observer": "minmax"}
@@ -199,3 +199,21 @@ def test_a_resampled_scan_is_gone_on_from_too(out, tmp_path, monkeypatch):
     assert windows(told) == total - 40
     np.testing.assert_array_equal(labels(resumed), labels(whole))
     assert labels(whole).shape == SHAPE
+
+
+def test_a_dicom_series_becomes_a_label_map_where_it_lies(out, tmp_path, series):
+    voxels = np.random.default_rng(1).normal(100, 20, (12, 11, 9)).astype(np.int16)
+    for name in ("anna", "bert"):
+        series(tmp_path / "new" / name, voxels)
+    made = predict(out, tmp_path / "new", output=tmp_path / "o")
+    assert [path.name for path in made] == ["anna.nii.gz", "bert.nii.gz"]
+    scan = read_scan(tmp_path / "new" / "anna")
+    labelled = read_scan(made[0])
+    np.testing.assert_allclose(labelled.affine, scan.affine, atol=1e-5)
+    assert labelled.volume.shape == (12, 11, 9)
+    as_nifti = tmp_path / "nifti"
+    as_nifti.mkdir()
+    nibabel.Nifti1Image(scan.volume, scan.affine).to_filename(as_nifti / "s.nii")
+    (other,) = predict(out, as_nifti, output=tmp_path / "o")
+    np.testing.assert_array_equal(labelled.volume, read_scan(other).volume)
+    assert predict(out, tmp_path / "new", output=tmp_path / "o") == made
