@@ -104,3 +104,37 @@ def cnn() -> Model:
 def samples() -> list[dict[str, np.ndarray]]:
     rng = np.random.default_rng(1)
     return [{"x": rng.standard_normal((1, 4, 16, 16)).astype(np.float32)} for _ in range(6)]
+
+
+@pytest.fixture
+def series():
+    """A function that writes a volume `i16[X, Y, Z]` as axial slices, the grid of scanners: left, back, head."""
+    sitk, spacing = pytest.importorskip("SimpleITK"), (0.7, 0.9, 2.5)
+
+    def write(folder, volume, uid="1.2.3.4", names="{}.dcm", tilted=False):
+        folder.mkdir(parents=True, exist_ok=True)
+        writer = sitk.ImageFileWriter()
+        writer.KeepOriginalImageUIDOn()
+        for z in range(volume.shape[2]):
+            image = sitk.GetImageFromArray(np.ascontiguousarray(volume[:, :, z].T)[None])
+            image.SetSpacing(spacing)
+            tags = {
+                "0008|0060": "CT",
+                "0008|0016": "1.2.840.10008.5.1.4.1.1.2",
+                "0008|0018": f"{uid}.{z + 1}",
+                "0020|000d": "1.2.3",
+                "0020|000e": uid,
+                "0020|0013": str(z),
+                "0020|0037": "0\\1\\0\\1\\0\\0" if tilted else "1\\0\\0\\0\\1\\0",
+                "0020|0032": f"-10\\-20\\{(-1 if tilted else 1) * spacing[2] * z}",
+                "0028|1052": "-1024",
+                "0028|1053": "1",
+            }
+            for tag, value in tags.items():
+                image.SetMetaData(tag, value)
+            writer.SetFileName(str(folder / "slice.dcm"))
+            writer.Execute(image)
+            (folder / "slice.dcm").rename(folder / names.format(f"IM{z:04d}"))
+        return folder
+
+    return write

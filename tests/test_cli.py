@@ -279,7 +279,7 @@ def test_interrupted_it_says_that_nothing_is_lost(folder: Path) -> None:
     running.send_signal(signal.SIGINT)
     _, errors = running.communicate(timeout=30)
     assert running.returncode == 130
-    assert errors == "interrupted: the statistics so far are kept, the same command goes on from there\n"
+    assert errors == "interrupted: what was computed so far is kept, the same command goes on from there\n"
 
 
 def test_a_reader_that_stops_early_is_no_error(folder: Path) -> None:

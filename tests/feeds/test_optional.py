@@ -17,7 +17,7 @@ def test_a_missing_package_names_its_extra():
 def test_optional_packages_are_not_imported_until_needed():
     code = (
         "import sys, fptq.feeds, fptq.tasks, fptq.demo\n"
-        "heavy = {'torch', 'scipy', 'nibabel', 'monai', 'openvino', 'onnxruntime', 'Bio', 'tmtools'}\n"
+        "heavy = {'torch', 'scipy', 'nibabel', 'SimpleITK', 'monai', 'openvino', 'onnxruntime', 'Bio', 'tmtools'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -85,7 +85,11 @@ def test_a_scan_becomes_a_label_map_on_its_own_grid(out, tmp_path) -> None:
     told = []
     made = predict(out, scans, output=tmp_path / "masks", progress=lambda *now: told.append(now))
     assert [path.relative_to(tmp_path).as_posix() for path in made] == ["masks/s0.nii.gz", "masks/s1.nii.gz"]
-    assert told == [(0, 2, "prediction"), (1, 2, "prediction"), (2, 2, "prediction")]
+    ends = [now for now in told if now[2] == "prediction"]
+    assert ends == [(0, 2, "prediction"), (1, 2, "prediction"), (2, 2, "prediction")]
+    shares = [done / total for done, total, _ in told]
+    assert shares == sorted(shares)
+    assert len(told) == 3 + 2 * 8  # the windows of both
     scan, labels = nibabel.load(scans / "s1.nii.gz"), nibabel.load(made[1])
     assert labels.shape == scan.shape
     np.testing.assert_array_equal(labels.affine, scan.affine)
@@ -247,7 +251,7 @@ def test_scans_are_not_cut_where_windows_cannot_slide(net, tmp_path) -> None:
         (lambda out: (out / "model.onnx").unlink(), ConfigError, "has no model.onnx"),
         (lambda out: (out / "fptq.toml").unlink(), ConfigError, "no recipe"),
         (lambda out: tagged(out, "fptq.engine", None), ConfigError, "names no engine"),
-        (lambda out: tagged(out, "fptq.engine", "tensorrt"), ConfigError, "'tensorrt' is not known"),
+        (lambda out: tagged(out, "fptq.engine", "abacus"), ConfigError, "'abacus' is not known"),
         (lambda out: tagged(out, "fptq.unsaved", "preprocess"), ConfigError, "--preprocess"),
     ],
 )

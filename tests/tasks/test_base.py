@@ -2,8 +2,9 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from fptq.tasks import Score, Scores, interval, paired_drop
+from fptq.tasks import Score, Scores, interval, paired_drop, signed_rank
 
 
 def score(values, *, up=True, name="dice"):
@@ -84,3 +85,37 @@ def test_scores_by_name():
     with pytest.raises(KeyError, match="there are dice, hd95"):
         scores["iou"]
     assert Scores(entries=()).primary is None
+
+
+@pytest.mark.parametrize("count", [2, 5, 12, 60])
+def test_the_signed_rank_test_is_scipys(count):
+    generator = np.random.default_rng(count)
+    before, after = generator.random(count), generator.random(count)
+    expected = stats.wilcoxon(before, after).pvalue
+    assert signed_rank(score(before), score(after)) == pytest.approx(expected)
+    assert signed_rank(score(after), score(before)) == pytest.approx(expected)
+
+
+def test_the_signed_rank_test_of_five_losses_by_hand():
+    """All signs alike: one of the 2^5 ways on each side."""
+    assert signed_rank(score([0.9, 0.8, 0.7, 0.6, 0.5]), score([0.89, 0.78, 0.67, 0.56, 0.45])) == 2 / 2**5
+
+
+def test_the_signed_rank_test_without_a_difference_and_without_cases():
+    assert signed_rank(score([0.9, 0.8]), score([0.9, 0.8])) == 1.0
+    assert math.isnan(signed_rank(score([0.9, math.nan]), score([0.8, 0.8])))
+    assert math.isnan(signed_rank(score([]), score([])))
+    with pytest.raises(ValueError, match="do not pair"):
+        signed_rank(score([1.0]), score([1.0, 2.0]))
+
+
+def test_the_interval_of_a_drop_is_scipys_percentile_bootstrap():
+    generator = np.random.default_rng(1)
+    before = generator.random(25)
+    after = before - generator.normal(0.02, 0.05, 25)
+    drop = paired_drop(score(before), score(after), resamples=20000)
+    expected = stats.bootstrap(
+        (before - after,), np.mean, n_resamples=20000, method="percentile", rng=np.random.default_rng(2)
+    ).confidence_interval
+    assert drop.low == pytest.approx(expected.low, abs=1e-3)
+    assert drop.high == pytest.approx(expected.high, abs=1e-3)

@@ -44,7 +44,7 @@ def eroding(feeds):
 def test_a_perfect_network():
     task = SegmentationTask(cases=[head("a"), head("b")], network=network("d", "h", "w"))
     scores = task.evaluate(thresholding)
-    assert [s.name for s in scores] == ["dice", "hd95"]
+    assert [s.name for s in scores] == ["dice", "hd95", "surface_dice", "volume_difference"]
     assert scores.cases == ("a", "b")
     assert scores["dice"].cases == (1.0, 1.0)
     assert scores["hd95"].value == 0.0
@@ -118,7 +118,8 @@ def test_a_volume_larger_than_the_network_is_covered_by_windows(batch):
 
     task = SegmentationTask(cases=[head()], network=network(16, 16, 16, batch=batch), metrics=("dice",))
     assert task.evaluate(runner)["dice"].value == 1.0
-    assert set(shapes) == {(batch if isinstance(batch, int) else 1, 1, 16, 16, 16)}
+    windows = 4 if batch == "n" else batch  # a row at once where the network takes any batch
+    assert set(shapes) == {(windows, 1, 16, 16, 16)}
     assert len(shapes) * shapes[0][0] >= 8
 
 
@@ -166,3 +167,87 @@ def test_what_does_not_fit_is_refused():
         SegmentationTask(cases=[case], network=network("h", "w")).evaluate(thresholding)
     with pytest.raises(ConfigError, match="window"):
         network("d", "h", "w", window=(16, 16))
+
+
+def test_surfaces_and_volumes_in_millimetres_and_millilitres():
+    task = SegmentationTask(cases=[head(affine=np.diag([2.0, 2, 2, 1]))], network=network("d", "h", "w"), tolerance=2.0)
+    scores = task.evaluate(eroding)
+    strict = SegmentationTask(cases=task.cases, network=task.network, tolerance=0.5).evaluate(eroding)
+    assert strict["surface_dice"].value < scores["surface_dice"].value <= 1.0
+    lost = scores["volume_difference"]
+    assert (lost.unit, lost.higher_is_better) == ("ml", False)
+    label = task.cases[0].label
+    assert lost.value == (label.sum() - ndimage.binary_erosion(label, np.ones((3, 3, 3))).sum()) * 8 / 1000
+    assert any("within 2 mm" in note for note in scores.notes)
+
+
+def test_an_empty_label_is_left_out_or_counts_as_missed():
+    """A case without the class: nothing predicted is left out, something predicted is wrong."""
+    case = head()
+    empty = Case(name="empty", volume=case.volume * 0, affine=case.affine, label=case.label * 0)
+    false = Case(name="false", volume=case.volume, affine=case.affine, label=case.label * 0)
+    scores = SegmentationTask(cases=[case, empty, false], network=network("d", "h", "w")).evaluate(thresholding)
+    assert str(scores["dice"].cases) == "(1.0, nan, 0.0)"
+    assert str(scores["surface_dice"].cases) == "(1.0, nan, 0.0)"
+    assert str(scores["hd95"].cases) == "(0.0, nan, nan)"
+    assert scores["dice"].value == 0.5
+    assert scores["volume_difference"].cases[:2] == (0.0, 0.0)
+    assert scores["volume_difference"].cases[2] == case.label.sum() / 1000
+    assert any(note.startswith("Dice") and "1 of 3 here" in note for note in scores.notes)
+
+
+@pytest.mark.parametrize("orientation", ["LPS", "PIR", "SAL"])
+def test_masks_decided_window_by_window_are_those_of_the_whole_outputs(orientation, monkeypatch):
+    """Where voxels are kept classes are decided early; spelled out, the outputs are brought back first."""
+    spec = PreprocessSpec(orientation=orientation, size=(26, 18, 24))
+    case = head(shape=(22, 20, 24), affine=np.diag([1.3, 0.9, 1.0, 1.0]))
+    covered = network(16, 16, 16, batch=2)
+    assert spec.keeps_voxels(case.volume, case.affine)
+    early = SegmentationTask(cases=[case], network=covered, preprocess=spec).segment(thresholding, case)
+    monkeypatch.setattr(PreprocessSpec, "keeps_voxels", lambda *_: False)
+    late = SegmentationTask(cases=[case], network=covered, preprocess=spec).segment(thresholding, case)
+    np.testing.assert_array_equal(early, late)
+    assert early.sum() > 100
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_channels_decided_one_by_one_are_those_of_the_whole_outputs(single):
+    spec = PreprocessSpec(spacing=(1.0, 1.0, 1.0))
+    case = head(shape=(22, 20, 24), affine=np.diag([1.3, 0.9, 1.0, 1.0]))
+
+    def three(feeds):
+        x = feeds["x"]
+        return {"y": np.concatenate([0.5 - x, x - 0.5, x - 0.6 + (x > 0.9)], axis=1)}
+
+    def one(feeds):
+        return {"y": feeds["x"] * 2 - 1}
+
+    runner = one if single else three
+    outputs = network(16, 16, 16).run(runner, spec(case.volume, case.affine))
+    whole = spec.invert(outputs, case.volume, case.affine)
+    expected = whole[0] > 0 if single else whole.argmax(0)
+    task = SegmentationTask(cases=[case], network=network(16, 16, 16), preprocess=spec)
+    np.testing.assert_array_equal(task.segment(runner, case), expected)
+    assert expected.any()
+
+
+def test_more_classes_than_a_mask_has_are_refused():
+    case = Case(name="a", volume=np.zeros((4, 4), np.float32))
+    task = SegmentationTask(cases=[case], network=network("h", "w"))
+    with pytest.raises(ModelError, match="at most 256 classes"):
+        task.segment(lambda feeds: {"y": np.zeros((1, 257, 4, 4), np.float32)}, case)
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 2**20 // 16**3), (3, 3)])
+def test_windows_of_one_call_fit_the_memory(asked, expected):
+    sizes = []
+
+    def runner(feeds):
+        sizes.append(len(feeds["x"]))
+        return thresholding(feeds)
+
+    case = Case(name="a", volume=np.zeros((16, 16 * 30, 16 * 12), np.float32))
+    task = SegmentationTask(cases=[case], network=network(16, 16, 16, overlap=0.0, windows_per_call=asked))
+    task.segment(runner, case)
+    assert max(sizes) == expected
+    assert sum(sizes) == 30 * 12

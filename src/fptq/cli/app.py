@@ -12,7 +12,7 @@ from fptq.cli import commands
 from fptq.cli.terminal import Interrupted, Terminal
 
 _GLOBAL = ("--json", "--debug")
-_RESUMABLE = frozenset({"quantize", "sensitivity", "search", "demo"})
+_RESUMABLE = frozenset({"quantize", "sensitivity", "search", "demo", "predict"})
 _EPILOG = (
     "--json and --debug may stand anywhere. Exit codes: 0 done, 2 options, 3 model, 4 data, 5 metric, 6 engine, "
     "7 demo asset, 8 output, 70 unexpected, 130 interrupted."
@@ -43,7 +43,7 @@ class CommandLine(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            kept = "the statistics so far are kept, the same command goes on from there"
+            kept = "what was computed so far is kept, the same command goes on from there"
             resumable = ctx.invoked_subcommand in _RESUMABLE
             raise Interrupted(f"interrupted: {kept}" if resumable else "interrupted") from error
 

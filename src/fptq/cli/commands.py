@@ -101,11 +101,23 @@ def predict(
     preprocess: Annotated[
         str | None, typer.Option(metavar="package.module:function", help="In place of the saved one.")
     ] = None,
+    overlap: Annotated[
+        float | None, typer.Option(metavar="0.5", help="Share of a window that the next one covers again.")
+    ] = None,
+    windows_per_call: Annotated[
+        int | None, typer.Option(metavar="N", help="Where the network takes any batch; default: by memory.")
+    ] = None,
     threads: options.Threads = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Run a quantized network on new data."""
-    given = {"task": task, "preprocess": preprocess, "threads": threads}
+    """Run a quantized network on new data; interrupted, it goes on."""
+    given = {
+        "task": task,
+        "preprocess": preprocess,
+        "overlap": overlap,
+        "windows_per_call": windows_per_call,
+        "threads": threads,
+    }
     chosen = {name: value for name, value in given.items() if value is not None}
     target = options.writable(output)
     from fptq import recipes

@@ -20,7 +20,7 @@ Calib = Annotated[
     str | None,
     typer.Option(
         metavar="DATA",
-        help=f"Calibration data: folder or glob of images, .npz, .npy, .nii[.gz], FASTA, or {_FUNCTION}.",
+        help=f"Calibration data: folder or glob of images, .npz, .npy, .nii[.gz], DICOM, FASTA, or {_FUNCTION}.",
     ),
 ]
 Val = Annotated[
@@ -97,9 +97,10 @@ Trust = Annotated[bool, typer.Option("--trust", help="Read files that can execut
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="What fptq quantize wrote.")]
 Data = Annotated[
-    str, typer.Argument(metavar="DATA", help=f"Folder or glob of images, .npz, .npy, .nii[.gz], or {_FUNCTION}.")
+    str,
+    typer.Argument(metavar="DATA", help=f"Folder or glob of images, .npz, .npy, .nii[.gz], DICOM, or {_FUNCTION}."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that are there already.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Make results anew that are there already.")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the results go.")]
 
 

@@ -81,6 +81,9 @@ class Recipe(Options):
         higher_is_better: Which way is good, for the metric.
         patch: Spatial size of a sliding window, for networks that take any size.
         overlap: Share of a window that its neighbour covers too, in [0, 1).
+        windows_per_call: Of a sliding window, where the network takes any batch; without it as many as have 2^20 voxels
+            together.
+        tolerance: How far apart two surfaces may be that count as one in the surface Dice [mm].
         plan: A `plan.json` to replay exactly instead of placing and measuring.
         seed: Of everything random.
         trust: Whether files that can execute code when they are read may be read.
@@ -129,6 +132,8 @@ class Recipe(Options):
     higher_is_better: bool = True
     patch: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     overlap: float = Field(default=0.5, ge=0, lt=1)
+    windows_per_call: int | None = Field(default=None, ge=1)
+    tolerance: float = Field(default=1.0, ge=0)
     plan: Path | None = None
     seed: int = Field(default=0, ge=0)
     trust: bool = False

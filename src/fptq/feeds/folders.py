@@ -10,17 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from fptq.errors import DataError
+from fptq.feeds.dicom import find_series
 from fptq.feeds.scans import ARRAYS, IMAGES, SUFFIXES, find_files, natural, suffix
 
 
 def find_samples(source: str | Path) -> tuple[Path, ...]:
     """The sample files of a source: arrays and scans, or images, those of class folders one level below too.
 
-    In natural order, class by class.
+    In natural order, class by class. A DICOM series is the folder that its slices lie in.
 
     Raises:
         DataError: There are none, or images and arrays together.
     """
+    if series := find_series(source):
+        return series
     folders = class_folders(source)
     if folders:
         return tuple(path for folder in folders for path in images_in(folder))

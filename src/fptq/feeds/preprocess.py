@@ -8,6 +8,8 @@ masks can be compared with labels.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -16,10 +18,13 @@ import numpy as np
 from fptq.errors import ConfigError, DataError, FptqError
 from fptq.feeds.conform import as_array
 from fptq.feeds.optional import optional
+from fptq.feeds.scratch import scratch
 from fptq.types import Array
 
 Shape3 = tuple[int, int, int]
 _AXES = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I": (2, -1)}
+_SLAB = 2**23
+"""Voxels that are normalised at once."""
 
 
 @runtime_checkable
@@ -94,32 +99,58 @@ class PreprocessSpec:
         """
         channels = _channels_first(volume)
         matrix, shape = self._grid(channels.shape[1:], affine)
-        return np.stack([_resampled(self._normalized(c), matrix, shape, self.pad_value) for c in channels])
+        prepared = scratch((len(channels), *shape))
+        for channel, out in zip(channels, prepared, strict=True):
+            if _is_identity(matrix, channel.shape, shape):
+                self._normalize(channel, out)
+            else:
+                normalized = scratch(channel.shape)
+                self._normalize(channel, normalized)
+                out[:] = _resampled(normalized, matrix, shape, self.pad_value)
+        return prepared
 
     def invert(self, outputs: Array, volume: Array, affine: Array) -> Array:
         """The network's outputs `f32[C, *S]` on the scan's own grid; what was cropped away is background."""
+        return np.stack(list(self.inverted(outputs, volume, affine)))
+
+    def inverted(self, outputs: Array, volume: Array, affine: Array) -> Iterator[Array]:
+        """The channels of `invert`, one after the other: all of a large scan's may not fit into memory."""
         target = _channels_first(volume).shape[1:]
         matrix, _ = self._grid(target, affine)
         back = np.linalg.inv(matrix)
         # Class 0 wins outside; a single channel stays at or below both sigmoid(0) = 0.5 and probability 0.
         low = min(float(outputs.min()), 0.0)
         fills = [low] if len(outputs) == 1 else [float(outputs.max()), *[low] * (len(outputs) - 1)]
-        return np.stack([_resampled(c, back, target, fill) for c, fill in zip(outputs, fills, strict=True)])
+        return (_resampled(c, back, target, fill) for c, fill in zip(outputs, fills, strict=True))
 
-    def _normalized(self, channel: Array) -> Array:
+    def keeps_voxels(self, volume: Array, affine: Array) -> bool:
+        """Whether each voxel of the network's grid is one of the scan's, so that labels come back as outputs do."""
+        matrix, _ = self._grid(_channels_first(volume).shape[1:], affine)
+        return np.array_equal(matrix, np.rint(matrix))
+
+    def _normalize(self, channel: Array, out: Array) -> None:
+        """Write a channel's normalised intensities, a few planes at a time: its temporaries would be as large as it."""
+        slabs = _slabs(channel.shape)
+        low, width = self._bounds(channel)
+        for slab in slabs:
+            out[slab] = channel[slab] if width is None else np.clip((channel[slab] - low) / width, 0.0, 1.0)
+        if self.zscore == "none":
+            return
+        nonzero = self.zscore == "nonzero"
+        mean, deviation = _moments(out, slabs, nonzero=nonzero and any((out[slab] != 0).any() for slab in slabs))
+        for slab in slabs:
+            scored = (out[slab] - mean) / deviation
+            out[slab] = np.where(out[slab] != 0, scored, 0.0) if nonzero else scored
+
+    def _bounds(self, channel: Array) -> tuple[float, float | None]:
+        """The intensity that becomes 0 and the distance to that which becomes 1; None: intensities stay."""
         bounds = self.window
         if self.percentiles is not None:
             low, high = np.percentile(channel, self.percentiles)
             bounds = (float(low), float(high))
-        if bounds is not None:
-            width = bounds[1] - bounds[0]
-            channel = np.clip((channel - bounds[0]) / (width if width > 0 else 1.0), 0.0, 1.0)
-        if self.zscore != "none":
-            inside = channel[channel != 0] if self.zscore == "nonzero" and (channel != 0).any() else channel
-            deviation = inside.std(dtype=np.float64)
-            scored = (channel - inside.mean(dtype=np.float64)) / (deviation if deviation > 0 else 1.0)
-            channel = np.where(channel != 0, scored, 0.0) if self.zscore == "nonzero" else scored
-        return channel.astype(np.float32)
+        if bounds is None:
+            return 0.0, None
+        return bounds[0], bounds[1] - bounds[0] if bounds[1] > bounds[0] else 1.0
 
     def _grid(self, shape: tuple[int, ...], affine: Array) -> tuple[Array, tuple[int, ...]]:
         """Network voxel index to scan voxel index, `f64[4, 4]`, and the network grid's shape."""
@@ -170,8 +201,30 @@ def _channels_first(volume: Array) -> Array:
     return volume if volume.ndim == 4 else volume[None]
 
 
+def _slabs(shape: tuple[int, ...]) -> list[slice]:
+    step = max(1, _SLAB // max(1, int(np.prod(shape[1:]))))
+    return [slice(first, first + step) for first in range(0, shape[0], step)]
+
+
+def _moments(values: Array, slabs: Sequence[slice], *, nonzero: bool) -> tuple[float, float]:
+    """Mean and standard deviation (1 where it is 0) of all values, or of those that are not 0."""
+
+    def kept(slab: slice) -> Array:
+        return values[slab][values[slab] != 0] if nonzero else values[slab]
+
+    count = sum(kept(slab).size for slab in slabs)
+    mean = sum(float(kept(slab).sum(dtype=np.float64)) for slab in slabs) / count
+    variance = sum(float(np.square(kept(slab) - np.float64(mean)).sum()) for slab in slabs) / count
+    return mean, math.sqrt(variance) or 1.0
+
+
+def _is_identity(matrix: Array, old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    return np.array_equal(matrix, np.eye(4)) and old == new
+
+
 def _resampled(channel: Array, matrix: Array, shape: tuple[int, ...], fill: float) -> Array:
-    if np.array_equal(matrix, np.eye(4)) and channel.shape == shape:
+    channel = np.asarray(channel, np.float32)
+    if _is_identity(matrix, channel.shape, shape):
         return channel
     ndimage = optional("scipy.ndimage", extra="medical", purpose="resampling volumes")
     whole = np.array_equal(matrix, np.rint(matrix))

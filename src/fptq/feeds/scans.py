@@ -14,24 +14,28 @@ from typing import Any
 import numpy as np
 
 from fptq.errors import DataError
+from fptq.feeds.dicom import read_series
 from fptq.feeds.optional import optional
+from fptq.feeds.scratch import scratch
 from fptq.types import Array
 
 NIFTI = (".nii", ".nii.gz")
 ARRAYS = (".npz", ".npy", *NIFTI)
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 SUFFIXES = (*ARRAYS, *IMAGES)
+_PART = 2**23
+"""Voxels that are read at once."""
 FASTA = (".fasta", ".fa", ".faa", ".fasta.gz", ".fa.gz", ".faa.gz")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """An image volume in the orientation nearest to RAS+.
+    """An image volume in the orientation nearest to RAS+, from a NIfTI file or a DICOM series.
 
     Attributes:
         volume: `f32[X, Y, Z]`, or `f32[C, X, Y, Z]` for a file with several volumes.
         affine: Voxel index to millimetres, `f64[4, 4]`.
-        name: The file's name.
+        name: The name of the file or folder.
     """
 
     volume: Array
@@ -46,6 +50,11 @@ def suffix(path: Path) -> str:
     '.nii.gz'
     """
     return next((s for s in (*SUFFIXES, *FASTA) if path.name.lower().endswith(s)), "")
+
+
+def is_scan(path: Path) -> bool:
+    """Whether a sample is a volume in space: a NIfTI file, or the folder of a DICOM series."""
+    return suffix(path) in NIFTI or path.is_dir()
 
 
 def stem(path: Path) -> str:
@@ -102,19 +111,23 @@ def read_arrays(path: Path) -> Array | tuple[Array, ...] | Mapping[str, Array]:
 
 
 def read_scan(path: Path) -> Scan:
-    """A NIfTI volume, axes flipped and permuted to the nearest RAS+ orientation.
+    """The volume of a NIfTI file or of a folder with a DICOM series, in the orientation nearest to RAS+.
+
+    A large one lies in a temporary file that is mapped, and is read into it a few planes at a time.
 
     Raises:
-        DataError: The file cannot be read, or has NaN or Inf values.
-        MissingExtra: nibabel is not installed.
+        DataError: The scan cannot be read, or has NaN or Inf values.
+        MissingExtra: nibabel, or SimpleITK for DICOM, is not installed.
     """
-    nibabel = optional("nibabel", extra="medical", purpose="reading NIfTI files")
+    nibabel = _nibabel()
     try:
-        image = nibabel.as_closest_canonical(nibabel.load(path))
-        volume = np.asarray(image.get_fdata(dtype=np.float32, caching="unchanged"))
-        affine = np.asarray(image.affine, np.float64)
+        # A compressed file that were opened anew for each part would be expanded from its beginning each time.
+        image = read_series(path) if path.is_dir() else nibabel.load(path, keep_file_open=True)
+        volume = _in_ras(image)
+        affine = image.affine @ nibabel.orientations.inv_ornt_aff(_orientation(image), image.shape)
     except (
         nibabel.filebasedimages.ImageFileError,
+        nibabel.orientations.OrientationError,
         nibabel.spatialimages.HeaderDataError,
         OSError,
         EOFError,
@@ -123,12 +136,47 @@ def read_scan(path: Path) -> Scan:
         zlib.error,
     ) as error:
         raise unreadable(path, error) from error
-    if not np.isfinite(volume).all():
+    if volume is None:
         raise DataError(f"{path} has NaN or Inf values", rule="volumes are finite", remedy="Mend or drop this file")
-    if volume.ndim > 3:
-        volume = np.moveaxis(volume.reshape(*volume.shape[:3], -1), -1, 0)
-        volume = volume[0] if volume.shape[0] == 1 else volume
-    return Scan(volume=np.ascontiguousarray(volume), affine=affine, name=path.name)
+    return Scan(volume=volume, affine=np.asarray(affine, np.float64), name=path.name)
+
+
+def _in_ras(image: Any) -> Array | None:
+    """The volume of a nibabel image as `Scan` has it; None where a value is not finite."""
+    if len(image.shape) < 3:
+        raise ValueError(f"it has {len(image.shape)} axes, a volume has three")
+    own = _orientation(image)
+    order = np.argsort(own[:, 0])
+    spatial, others = image.shape[:3], image.shape[3:]
+    volume = scratch((int(np.prod(others)), *(spatial[axis] for axis in order)))
+    step = max(1, _PART // max(1, spatial[0] * spatial[1]))
+    for channel, index in zip(volume, np.ndindex(*others), strict=True):
+        target = _turned(channel, own)
+        for first in range(0, spatial[2], step):
+            part = np.asarray(image.dataobj[(slice(None), slice(None), slice(first, first + step), *index)])
+            with np.errstate(over="ignore"):
+                target[:, :, first : first + step] = part
+            if not np.isfinite(target[:, :, first : first + step]).all():
+                return None
+    return volume[0] if len(volume) == 1 else volume
+
+
+def _orientation(image: Any) -> Array:
+    """Where each axis of a nibabel image leads in RAS+, and in which direction."""
+    found: Array = _nibabel().io_orientation(image.affine)
+    return found
+
+
+def _turned(volume: Array, own: Array) -> Array:
+    """A view of a volume in RAS+ with the axes of another orientation."""
+    nibabel = _nibabel()
+    canonical = nibabel.io_orientation(np.eye(4))
+    view: Array = nibabel.apply_orientation(volume, nibabel.orientations.ornt_transform(canonical, own))
+    return view
+
+
+def _nibabel() -> Any:
+    return optional("nibabel", extra="medical", purpose="reading and writing NIfTI files")
 
 
 def read_labels(path: Path) -> tuple[Array, Array | None]:
@@ -149,26 +197,26 @@ def read_labels(path: Path) -> tuple[Array, Array | None]:
     return labels, affine
 
 
-def label_image(labels: Array, *, scan: Path) -> Any:
-    """A nibabel image of a label map on the grid of a NIfTI file: its affine, its order and direction of axes.
+def label_image(labels: Array, *, scan: Path, made_by: str = "") -> Any:
+    """A nibabel image of a label map on the grid of a scan: its affine, its order and direction of axes, its header.
 
     Args:
         labels: `u8[X, Y, Z]` in the orientation nearest to RAS+, as `read_scan` gives the volume.
-        scan: The file that they belong to.
+        scan: The NIfTI file, or the folder of a DICOM series, that they belong to.
+        made_by: The header's description, at most 79 characters.
 
     Raises:
         MissingExtra: nibabel is not installed.
     """
-    nibabel = optional("nibabel", extra="medical", purpose="writing NIfTI files")
-    image = nibabel.load(scan)
-    own, canonical = nibabel.io_orientation(image.affine), nibabel.io_orientation(np.eye(4))
-    back = nibabel.orientations.ornt_transform(canonical, own)
+    image = read_series(scan) if scan.is_dir() else _nibabel().load(scan)
     header = image.header.copy()
     header.set_data_dtype(np.uint8)
     header.set_intent("none")
     # Display limits of the scan's intensities would hide the labels.
     header["cal_min"] = header["cal_max"] = 0
-    return type(image)(nibabel.apply_orientation(np.asarray(labels, np.uint8), back), image.affine, header)
+    if made_by:
+        header["descrip"] = made_by.encode()
+    return type(image)(_turned(np.asarray(labels, np.uint8), _orientation(image)), image.affine, header)
 
 
 def single_array(path: Path) -> Array:

@@ -22,7 +22,7 @@ from fptq.feeds.folders import find_samples, spread_samples
 from fptq.feeds.images import Image, image_array, read_image
 from fptq.feeds.lengths import has_padding_mask, unpadded
 from fptq.feeds.preprocess import Preprocess, preprocessed
-from fptq.feeds.scans import IMAGES, NIFTI, Scan, read_arrays, read_scan, suffix
+from fptq.feeds.scans import IMAGES, Scan, is_scan, read_arrays, read_scan, suffix
 from fptq.graph.signature import ModuleSignature
 from fptq.types import Array, Feeds
 
@@ -39,10 +39,11 @@ def open_feeds(
     """Samples by input name, read when they are needed, one in memory at a time, without padding.
 
     Args:
-        source: A folder, glob pattern or file of `.npz` (arrays named as the inputs), `.npy`, `.nii`, `.nii.gz` or
-            images, which may lie in class folders; `package.module:function`, a function that returns an iterable; or
-            an iterable of tensors, arrays, tuples (what is left over, such as targets, is ignored) or mappings. An
-            iterator, which can be walked only once, is written to a temporary folder first.
+        source: A folder, glob pattern or file of `.npz` (arrays named as the inputs), `.npy`, `.nii`, `.nii.gz`,
+            DICOM series (a folder each) or images, which may lie in class folders; `package.module:function`, a
+            function that returns an iterable; or an iterable of tensors, arrays, tuples (what is left over, such as
+            targets, is ignored) or mappings. An iterator, which can be walked only once, is written to a temporary
+            folder first.
         inputs: What the model takes.
         preprocess: Applied to each scan, and to each sample of other kinds that is one array. Scans larger than a
             network of fixed size are cut to one patch around their brightest region. Without a preprocess images are
@@ -227,7 +228,7 @@ def _bound(sample: object, signature: ModuleSignature, name: str) -> object:
 def _read(path: Path) -> object:
     if suffix(path) in IMAGES:
         return read_image(path)
-    return read_scan(path) if suffix(path) in NIFTI else read_arrays(path)
+    return read_scan(path) if is_scan(path) else read_arrays(path)
 
 
 def _only_array(sample: object, name: str) -> Array:

@@ -13,14 +13,15 @@ from fptq.engines.footprint import Footprint, footprint
 from fptq.graph.rest import LARGE, float_weights, settle
 from fptq.graph.write import file_bytes, save
 from fptq.recipes.describe import environment_record, gate_record, model_record, node_records, refusal_records
+from fptq.recipes.drops import drops
+from fptq.recipes.drops import pictures as slices_of
 from fptq.recipes.findings import policies_record, repair_record, search_record, sensitivity_record, tried_records
 from fptq.recipes.layers import placement_records
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.problem import Problem
 from fptq.report import decisions, records
-from fptq.report.pictures import Slicing, slices
 from fptq.report.report import Report
-from fptq.tasks import Agreement, ClassificationTask, ProteinTask, Scores, SegmentationTask, compare, paired_drop
+from fptq.tasks import Agreement, ClassificationTask, ProteinTask, Scores, SegmentationTask, compare
 from fptq.types import Progress, Runner, silent
 
 _FLOAT, _DEFAULT, _QUANTIZED = "float", "float default", "quantized"
@@ -68,7 +69,7 @@ def judge(problem: Problem, prepared: Prepared, *, command: str, because: str, p
         float_default=default if has_default else None,
         quantized=quantized,
         agreement=_agreement(measured),
-        drops=_drops(measured.scores, problem.recipe.seed),
+        drops=drops(measured.scores.get(_FLOAT), measured.scores.get(_QUANTIZED), seed=problem.recipe.seed),
         speedup=ours.speedup_over(measured.timings[_FLOAT]),
         speedup_default=ours.speedup_over(measured.timings[_DEFAULT]) if has_default else None,
         compression=_ratio(floats.size_mb, quantized.size_mb),
@@ -104,7 +105,8 @@ def _measure(problem: Problem, prepared: Prepared, progress: Progress) -> _Measu
         timings = interleaved(sessions, sample, rounds=21, seconds=60.0, progress=progress)
         agreement = compare(sessions[_FLOAT], _exact(problem, prepared, contenders, sessions), problem.held_out)
         runners: dict[str, Runner] = {_FLOAT: sessions[_FLOAT], _QUANTIZED: sessions[_QUANTIZED]}
-        scores, pictures = _scores(problem, runners, progress), _pictures(problem, runners)
+        scores = _scores(problem, runners, progress)
+        pictures = slices_of(problem, runners, scores)
         nodes, float_nodes = sessions[_QUANTIZED].profile(sample), sessions[_DEFAULT].profile(sample)
         used = {_FLOAT: "f32", _DEFAULT: _precision(float_nodes), _QUANTIZED: _precision(nodes)}
         variants = {
@@ -231,37 +233,6 @@ def _precision(nodes: tuple[NodeRun, ...]) -> str:
     if "int8" in used or len(used) < 2:
         return " + ".join(used) or "f32"
     return used[0]
-
-
-def _drops(scores: Mapping[str, Scores], seed: int) -> tuple[records.Drop, ...]:
-    if not {_FLOAT, _QUANTIZED} <= scores.keys():
-        return ()
-    drops = []
-    for before in scores[_FLOAT]:
-        drop = paired_drop(before, scores[_QUANTIZED][before.name], seed=seed)
-        drops.append(
-            records.Drop(
-                score=before.name,
-                value=drop.value,
-                low=drop.low,
-                high=drop.high,
-                confidence=drop.confidence,
-                method="paired bootstrap, 2000 resamples" if drop.cases > 1 else "one case: no interval",
-                cases=max(drop.cases, 1),
-            )
-        )
-    return tuple(drops)
-
-
-def _pictures(problem: Problem, runners: Mapping[str, Runner]) -> tuple[decisions.Picture, ...]:
-    if not isinstance(problem.task, SegmentationTask):
-        return ()
-    case = problem.task.cases[0]
-    masks = {name: problem.task.segment(runner, case) for name, runner in runners.items()}
-    if case.label is not None:
-        masks["label"] = case.label
-    volume = case.volume if case.volume.ndim == problem.task.network.rank else case.volume[0]
-    return slices(volume, masks, Slicing(case=case.name, spacing=case.spacing or (1.0,) * volume.ndim))
 
 
 def _ratio(first: float | None, second: float | None) -> float | None:

@@ -18,14 +18,15 @@ from fptq.engines.cpu import made_elsewhere
 from fptq.errors import ConfigError, DataError, ModelError, OutputError
 from fptq.feeds import Preprocess, Scan, stem
 from fptq.feeds.conform import conform
-from fptq.feeds.scans import NIFTI, label_image, suffix
+from fptq.feeds.scans import NIFTI, is_scan, label_image, suffix
 from fptq.feeds.source import FileItems, IterableItems, open_items, prepared
 from fptq.graph.load import read_onnx
 from fptq.graph.model import Model, TensorInfo
 from fptq.recipes.problem import preprocess_of, threads_of, volume_input
 from fptq.recipes.result import MODEL_FILE, PACKED_FILE
+from fptq.recipes.resume import Origin, Todo, forget, inside, kept
 from fptq.report.files import replacing
-from fptq.tasks import Case, SegmentationTask, VolumeInput
+from fptq.tasks import Case, FolderStore, SegmentationTask, VolumeInput
 from fptq.types import Array, Feeds, Progress, Runner, silent
 
 _LOG = logging.getLogger(__name__)
@@ -42,15 +43,18 @@ def predict(
 ) -> tuple[Path, ...]:
     """Run a quantized network on its engine, with the preprocessing that it was calibrated with.
 
-    With `task="segmentation"` a NIfTI scan becomes a label map of its name, on its own grid. Any other sample becomes a
-    `.npz` file of the network's outputs by name, on the network's grid.
+    With `task="segmentation"` a NIfTI scan or DICOM series becomes a label map of its name, on its own grid. Any other
+    sample becomes a `.npz` file of the network's outputs by name, on the network's grid.
+
+    A call that was interrupted goes on when it is made again: label maps that are finished are recognised by their
+    header, and one that is not is continued at the window where it stopped.
 
     Args:
         folder: What `quantize` wrote; `model.packed.onnx` is used where `model.onnx` is not.
         data: What `quantize` takes for calibration.
         output: The folder to write; samples of several folders keep their folders below it.
-        overwrite: Whether results that are there already are replaced.
-        progress: Told after each sample.
+        overwrite: Whether results that are there already are made anew.
+        progress: Told after each window, as if all scans had as many as the one at hand, and after each sample.
         **options: Options that override the saved recipe's, by its field names.
 
     Returns:
@@ -60,24 +64,28 @@ def predict(
         ConfigError: The folder is not one that `quantize` wrote, or its preprocess cannot be imported.
         MissingExtra: The engine, or a package that reading or sliding windows need, is not installed.
         DataError: There is no sample, or one is not what the network takes.
-        OutputError: A result is there already, or cannot be written.
+        OutputError: A result of another network, scan or option is there already, or one cannot be written.
     """
     saved, output, items = _read(Path(folder), options), Path(output), open_items(data)
     targets = _targets(items, output, maps=saved.recipe.task == "segmentation")
-    for target in targets:
+    origin = Origin.of(saved.path, saved.recipe)
+    todo = Todo.of(items, targets, None if overwrite else origin)
+    for target in todo.targets:
         _check_free(target, overwrite=overwrite)
-    network = saved.compiled()
-    progress(0, len(targets), "prediction")
+        if overwrite:
+            forget(target)
+    network = saved.compiled(origin)
+    progress(todo.finished, len(targets), "prediction")
     written: list[Path] = []
-    for index, (name, sample) in enumerate(items):
-        target = targets[index] if targets else output / f"sample_{index}.npz"
+    for index, (name, sample) in enumerate(todo.items):
+        target = todo.targets[index] if targets else output / f"sample_{index}.npz"
         _check_free(target, overwrite=overwrite)
-        network.write(name, sample, target)
+        network.write(name, sample, target, progress=inside(progress, todo.finished + index, len(targets)))
         written.append(target)
-        progress(len(written), len(targets), "prediction")
-    if not written:
+        progress(todo.finished + len(written), len(targets), "prediction")
+    if not written and not targets:
         raise DataError("there is no sample", rule="prediction needs at least one")
-    return tuple(written)
+    return tuple(targets) or tuple(written)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,12 +104,12 @@ class _Saved:
     engine: Engine
     recipe: Recipe
 
-    def compiled(self) -> _Network:
+    def compiled(self, origin: Origin) -> _Network:
         """The network on its engine."""
         preprocess = preprocess_of(self.recipe)
         options = CompileOptions(threads=threads_of(self.recipe), float_precision="default")
         runner = self.engine.compile(self.path, options)
-        return _Network(model=self.model, recipe=self.recipe, preprocess=preprocess, runner=runner)
+        return _Network(model=self.model, recipe=self.recipe, preprocess=preprocess, runner=runner, origin=origin)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,23 +120,27 @@ class _Network:
     recipe: Recipe
     preprocess: Preprocess | None
     runner: Runner
+    origin: Origin
 
-    def write(self, name: str, sample: object, target: Path) -> None:
+    def write(self, name: str, sample: object, target: Path, *, progress: Progress = silent) -> None:
         """Predict one sample into a file, which is a label map where its name says so."""
         if isinstance(sample, Scan) and suffix(target) in NIFTI:
-            image = label_image(self._labels(name, sample), scan=Path(name))
-            with replacing(target) as temporary:
-                image.to_filename(temporary)
+            mark = self.origin.mark(Path(name))
+            with kept(target, mark) as store:
+                labels = self._labels(name, sample, store, progress)
+                with replacing(target) as temporary:
+                    label_image(labels, scan=Path(name), made_by=mark).to_filename(temporary)
             return
         outputs = self._outputs(name, sample)
         with replacing(target) as temporary:
             _save_arrays(temporary, outputs)
 
-    def _labels(self, name: str, scan: Scan) -> Array:
+    def _labels(self, name: str, scan: Scan, store: FolderStore, progress: Progress) -> Array:
         """Decided as the segmentation task decides when it scores."""
         case = Case(name=name, volume=scan.volume, affine=scan.affine)
         network = volume_input(self.model, self.recipe)
-        return SegmentationTask(cases=(case,), network=network, preprocess=self.preprocess).segment(self.runner, case)
+        task = SegmentationTask(cases=(case,), network=network, preprocess=self.preprocess)
+        return task.segment(self.runner, case, store=store, progress=progress)
 
     def _outputs(self, name: str, sample: object) -> Feeds:
         given = prepared(sample, self.model.inputs, preprocess=self.preprocess, name=name)
@@ -175,6 +187,8 @@ def _read(folder: Path, options: Mapping[str, object]) -> _Saved:
 def _targets(items: FileItems | IterableItems, output: Path, *, maps: bool) -> Sequence[Path]:
     """Where the results of files go: their names, below the folder that they share; none where samples have no names.
 
+    A folder of slices counts as a file.
+
     Raises:
         DataError: Two files would have the same result.
         OutputError: A result would replace a sample.
@@ -185,7 +199,7 @@ def _targets(items: FileItems | IterableItems, output: Path, *, maps: bool) -> S
     shared = Path(os.path.commonpath([path.parent for path in paths]))
     made: dict[Path, Path] = {}
     for path in paths:
-        ending = suffix(path) if maps and suffix(path) in NIFTI else ".npz"
+        ending = (suffix(path) or ".nii.gz") if maps and is_scan(path) else ".npz"
         target = output / path.parent.relative_to(shared) / f"{stem(path)}{ending}"
         if target in made:
             raise DataError(

@@ -180,7 +180,12 @@ def volume_input(model: Model, recipe: Recipe) -> VolumeInput:
     if len(model.inputs) != 1:
         names = ", ".join(info.name for info in model.inputs)
         raise ConfigError(f"the model takes {names}", rule="segmentation networks take one image")
-    return VolumeInput(info=model.inputs[0], window=recipe.patch, overlap=recipe.overlap)
+    return VolumeInput(
+        info=model.inputs[0],
+        window=recipe.patch,
+        overlap=recipe.overlap,
+        windows_per_call=recipe.windows_per_call,
+    )
 
 
 def segmentation_task(model: Model, recipe: Recipe, volumes: str | Path, labels: str | Path | None) -> SegmentationTask:
@@ -189,8 +194,12 @@ def segmentation_task(model: Model, recipe: Recipe, volumes: str | Path, labels:
     Raises:
         ConfigError: The model has several inputs.
     """
-    network = volume_input(model, recipe)
-    return SegmentationTask(cases=open_cases(volumes, labels), network=network, preprocess=preprocess_of(recipe))
+    return SegmentationTask(
+        cases=open_cases(volumes, labels),
+        network=volume_input(model, recipe),
+        preprocess=preprocess_of(recipe),
+        tolerance=recipe.tolerance,
+    )
 
 
 def classification_task(

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fptq.report import layers, plots_search, text, tradeoff, verdict, view
+from fptq.report import cases, layers, plots_search, text, tradeoff, verdict, view
 from fptq.report.files import write_text
 from fptq.report.limits import limiting
 from fptq.report.plots import histogram_figure, plotly_script, sqnr_figure
@@ -76,7 +76,8 @@ def _details(report: Report) -> dict[str, Any]:
         "weakest": layers.weakest(report),
         "refusals": layers.refusal_groups(report),
         "operations": layers.operation_times(report),
-        "case_tables": layers.case_tables(report),
+        "case_tables": cases.case_tables(report),
+        "drop_rows": cases.drop_rows(report),
         "policies": conclusion(report.policies) if report.policies else "",
         **_search(report),
         "charts": {"figures": figures, "histograms": histograms, "facts": [_facts(row) for row in rows]},

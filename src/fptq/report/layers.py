@@ -1,4 +1,4 @@
-"""What the page says below the summary: tensor by tensor, operation by operation, case by case."""
+"""What the page says below the summary: tensor by tensor, operation by operation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from fptq.report.decisions import NodeRecord, RefusalRecord
-from fptq.report.records import Score
 from fptq.report.report import Report
 from fptq.report.tensors import PlacementRecord
 from fptq.report.view import is_integer
@@ -51,16 +50,6 @@ class OperationTime:
         return self.integer_ms + self.rest_ms
 
 
-@dataclass(frozen=True, kw_only=True)
-class CaseRow:
-    """One case of one score, float before and quantized after; `drop` is positive where quantizing made it worse."""
-
-    case: str
-    before: float | None
-    after: float | None
-    drop: float | None
-
-
 def layer_rows(report: Report) -> tuple[LayerRow, ...]:
     """The table of tensors."""
     readers: dict[str, list[NodeRecord]] = defaultdict(list)
@@ -102,25 +91,6 @@ def operation_times(report: Report, count: int = 12) -> tuple[OperationTime, ...
     ]
     slow = (row for row in rows if row.float_ms + row.quantized_ms > 0)
     return tuple(sorted(slow, key=lambda row: -max(row.float_ms, row.quantized_ms))[:count])
-
-
-def case_tables(report: Report) -> dict[str, tuple[CaseRow, ...]]:
-    """Scores case by case, the worst drop first."""
-    tables = {}
-    for name, after in report.quantized.scores.items():
-        before = report.float.scores.get(name, Score(value=None))
-        rows = [_case_row(case, before, after) for case in after.per_case]
-        if rows:
-            tables[name] = tuple(sorted(rows, key=lambda row: -(row.drop if row.drop is not None else float("-inf"))))
-    return tables
-
-
-def _case_row(case: str, before: Score, after: Score) -> CaseRow:
-    old, new = before.per_case.get(case), after.per_case[case]
-    drop = None
-    if old is not None and new is not None:
-        drop = old - new if after.higher_is_better else new - old
-    return CaseRow(case=case, before=old, after=new, drop=drop)
 
 
 def _time_of(record: PlacementRecord, readers: dict[str, list[NodeRecord]]) -> float | None:

@@ -28,11 +28,13 @@ class Slicing:
         case: Name of the case, for the title.
         spacing: Size of a voxel along each axis [mm]; slices are drawn with square pixels.
         window: Image values shown as black and white; None: the 1st and 99.5th percentile.
+        why: Why this case is shown.
     """
 
     case: str
     spacing: tuple[float, ...] = (1.0, 1.0, 1.0)
     window: tuple[float, float] | None = None
+    why: str = ""
 
 
 def slices(image: Array, masks: Mapping[str, Array], how: Slicing) -> tuple[Picture, ...]:
@@ -52,6 +54,7 @@ def slices(image: Array, masks: Mapping[str, Array], how: Slicing) -> tuple[Pict
     differs = first != second
     axes = range(image.ndim) if image.ndim == 3 else [None]
     note = "where the two masks differ most" if differs.any() else "the two masks are identical everywhere"
+    note = f"{how.why}; {note}" if how.why else note
     low, high = how.window or np.nanpercentile(image, (1, 99.5))
     shade = np.clip((np.nan_to_num(image, nan=low) - low) / max(high - low, 1e-12), 0, 1)
     grey = (shade * 255).round().astype(np.uint8)

@@ -200,6 +200,7 @@ class Drop(Record):
         high: Upper end of the interval.
         confidence: Level of the interval, in (0, 1).
         method: How the interval was made, for instance "paired bootstrap, 10000 resamples".
+        p_value: Of Wilcoxon's two-sided signed-rank test over the cases; null for fewer than two.
         cases: Number of cases.
     """
 
@@ -209,4 +210,5 @@ class Drop(Record):
     high: Number = None
     confidence: float = 0.95
     method: str = ""
+    p_value: Number = None
     cases: Count = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fptq.report.cases import is_part
 from fptq.report.records import Score, Variant
 from fptq.report.report import Report
 from fptq.report.text import (
@@ -22,6 +23,9 @@ from fptq.report.text import (
     score,
 )
 from fptq.report.verdict import Tone, cases, headline_drop, tone, unit_of
+
+_SCORES = 12
+"""Most scores of the first table; beyond, those of single classes are left to the tables of cases."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,9 @@ def cards(report: Report) -> tuple[Card, ...]:
 
 def comparisons(report: Report) -> tuple[Comparison, ...]:
     """The table that a person reads first."""
-    names = dict.fromkeys([*report.float.scores, *report.quantized.scores])
+    names = list(dict.fromkeys([*report.float.scores, *report.quantized.scores]))
+    if len(names) > _SCORES:
+        names = [name for name in names if not is_part(name, names)]
     return tuple(_score_row(report, name) for name in names) + _cost_rows(report)
 
 

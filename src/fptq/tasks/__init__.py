@@ -1,7 +1,7 @@
 """Tasks: what a network is for, and how well it does it."""
 
 from fptq.tasks.agreement import Agreement, OutputAgreement, compare
-from fptq.tasks.base import Drop, Score, Scores, Task, interval, paired_drop
+from fptq.tasks.base import Drop, Score, Scores, Task, interval, paired_drop, signed_rank
 from fptq.tasks.cases import Case, open_cases
 from fptq.tasks.classification import ClassificationTask
 from fptq.tasks.generic import MetricTask
@@ -9,12 +9,14 @@ from fptq.tasks.inference import VolumeInput
 from fptq.tasks.labelled import LabelledImages, open_labelled
 from fptq.tasks.proteins import ProteinOutputs, ProteinTask
 from fptq.tasks.segmentation import SegmentationTask
+from fptq.tasks.store import FolderStore
 
 __all__ = [
     "Agreement",
     "Case",
     "ClassificationTask",
     "Drop",
+    "FolderStore",
     "LabelledImages",
     "MetricTask",
     "OutputAgreement",
@@ -30,4 +32,5 @@ __all__ = [
     "open_cases",
     "open_labelled",
     "paired_drop",
+    "signed_rank",
 ]

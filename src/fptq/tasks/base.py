@@ -9,6 +9,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from fptq.feeds.optional import optional
 from fptq.types import Runner
 
 
@@ -107,10 +108,7 @@ def paired_drop(before: Score, after: Score, *, confidence: float = 0.95, seed: 
     Raises:
         ValueError: The scores are of different metrics or cases.
     """
-    if before.name != after.name or len(before.cases) != len(after.cases):
-        raise ValueError(
-            f"{before.name} of {len(before.cases)} cases and {after.name} of {len(after.cases)} do not pair"
-        )
+    _check_pair(before, after)
     sign = 1.0 if before.higher_is_better else -1.0
     pairs = np.array([before.cases, after.cases])
     pairs = pairs[:, np.isfinite(pairs).all(0)]
@@ -128,6 +126,32 @@ def paired_drop(before: Score, after: Score, *, confidence: float = 0.95, seed: 
     draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
     low, high = np.quantile(loss(terms[:, draws].mean(2)), _tails(confidence))
     return Drop(value=value, low=float(low), high=float(high), confidence=confidence, cases=count)
+
+
+def signed_rank(before: Score, after: Score) -> float:
+    """The two-sided p-value of Wilcoxon's signed-rank test (1945) that a score is the same on the same cases.
+
+    Cases without a difference are left out (Wilcoxon's own treatment); up to 50 without ties it is exact. Where no case
+    differs it is 1; of fewer than two cases it is NaN.
+
+    Args:
+        before: Score of the reference network.
+        after: Score of the other network on the same cases.
+
+    Raises:
+        MissingExtra: scipy is not installed.
+        ValueError: The scores are of different metrics or cases.
+    """
+    _check_pair(before, after)
+    pairs = np.array([before.cases, after.cases]).reshape(2, -1)
+    pairs = pairs[:, np.isfinite(pairs).all(0)]
+    difference = pairs[1] - pairs[0]
+    if difference.size < 2:
+        return math.nan
+    if not difference.any():
+        return 1.0
+    stats = optional("scipy.stats", extra="medical", purpose="Wilcoxon's test")
+    return float(stats.wilcoxon(difference).pvalue)
 
 
 def interval(score: Score, *, confidence: float = 0.95, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
@@ -150,6 +174,13 @@ def interval(score: Score, *, confidence: float = 0.95, seed: int = 0, resamples
     means = np.log(cases)[draws].mean(1) if geometric else cases[draws].mean(1)
     low, high = np.quantile(np.exp(means) if geometric else means, _tails(confidence))
     return float(low), float(high)
+
+
+def _check_pair(before: Score, after: Score) -> None:
+    if before.name != after.name or len(before.cases) != len(after.cases):
+        raise ValueError(
+            f"{before.name} of {len(before.cases)} cases and {after.name} of {len(after.cases)} do not pair"
+        )
 
 
 def _tails(confidence: float) -> tuple[float, float]:

@@ -11,7 +11,8 @@ from typing import overload
 import numpy as np
 
 from fptq.errors import DataError
-from fptq.feeds.scans import NIFTI, find_files, read_labels, read_scan, single_array, stem, suffix
+from fptq.feeds.dicom import find_series
+from fptq.feeds.scans import find_files, is_scan, read_labels, read_scan, single_array, stem
 from fptq.types import Array
 
 
@@ -63,13 +64,14 @@ def open_cases(volumes: str | Path, labels: str | Path | None = None) -> FileCas
     """Volumes with their labels, matched by file name without suffix.
 
     Args:
-        volumes: Folder, glob pattern or file of `.nii`, `.nii.gz`, `.npy` or `.npz` (one array each).
+        volumes: Folder, glob pattern or file of `.nii`, `.nii.gz`, `.npy` or `.npz` (one array each), or of
+            folders with a DICOM series each.
         labels: The same for the label volumes; None: unlabelled.
 
     Raises:
         DataError: There are no volumes, or a volume has no label file.
     """
-    paths = find_files(volumes)
+    paths = find_series(volumes) or find_files(volumes)
     if labels is None:
         return FileCases(paths, (None,) * len(paths))
     found = {stem(path): path for path in find_files(labels)}
@@ -87,7 +89,7 @@ def open_cases(volumes: str | Path, labels: str | Path | None = None) -> FileCas
 
 def _read_case(path: Path, label_path: Path | None) -> Case:
     affine: Array | None = None
-    if suffix(path) in NIFTI:
+    if is_scan(path):
         scan = read_scan(path)
         volume, affine = scan.volume, scan.affine
     else:

@@ -1,27 +1,39 @@
-"""Segmentation: Dice and HD95 against labels, Dice against the float network's own mask, slices for the report."""
+"""Segmentation: overlap, surfaces and volumes against labels, Dice against the float network's own mask."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from fptq.errors import ConfigError, DataError
-from fptq.feeds.preprocess import InvertiblePreprocess, Preprocess, preprocessed
+from fptq.errors import DataError
+from fptq.feeds.preprocess import Preprocess, preprocessed
 from fptq.tasks.base import Score, Scores, mean_defined
 from fptq.tasks.cases import Case
 from fptq.tasks.inference import VolumeInput
-from fptq.tasks.metrics import dice, hd95
+from fptq.tasks.mask import MaskMaker
+from fptq.tasks.metrics import SurfaceDistances, dice, volume_difference
+from fptq.tasks.store import Store
 from fptq.types import Array, Progress, Runner, silent
 
-DICE_NOTE = "Dice: mean over the foreground classes, then over cases; a class empty in mask and label is left out."
-HD95_NOTE = (
-    "HD95: the larger of the two directed 95th percentile surface distances; undefined and left out of the mean where "
-    "mask or label is empty"
-)
-AGREEMENT_NOTE = "agreement_dice: Dice against the first network's own masks."
+Metric = Literal["dice", "hd95", "surface_dice", "volume_difference"]
+METRICS: tuple[Metric, ...] = ("dice", "hd95", "surface_dice", "volume_difference")
+
+_NOTES: Mapping[str, str] = {
+    "dice": "Dice: mean over the foreground classes, then over cases; a class empty in mask and label is left out",
+    "hd95": (
+        "HD95: the larger of the two directed 95th percentile surface distances; undefined and left out of the mean "
+        "where mask or label is empty"
+    ),
+    "surface_dice": (
+        "surface_dice: share of the surface voxels of mask and label within {tolerance:g} {unit} of the other's "
+        "surface; 0 where one is empty, left out where both are"
+    ),
+    "volume_difference": "volume_difference: absolute, defined for empty classes too",
+    "agreement_dice": "agreement_dice: Dice against the first network's own masks",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +50,7 @@ class SegmentationTask:
             largest wins.
         classes: Names of the foreground classes 1, 2, ...; numbers where not given.
         metrics: What is measured against labels.
+        tolerance: Of the surface Dice [mm], or voxels where a case has no affine.
     """
 
     cases: Sequence[Case]
@@ -46,7 +59,8 @@ class SegmentationTask:
     postprocess: Callable[[Array], Array] | None = None
     threshold: float | None = None
     classes: tuple[str, ...] = ()
-    metrics: tuple[Literal["dice", "hd95"], ...] = ("dice", "hd95")
+    metrics: tuple[Metric, ...] = METRICS
+    tolerance: float = 1.0
 
     def __post_init__(self) -> None:
         if not len(self.cases):
@@ -67,7 +81,7 @@ class SegmentationTask:
             DataError: A label does not fit the network's classes or grid.
             MissingExtra: scipy, MONAI or nibabel is needed and not installed.
         """
-        tables = {name: _Table() for name in runners}
+        tables: dict[str, list[_Row]] = {name: [] for name in runners}
         names = []
         for index in range(len(self.cases)):
             case = self.cases[index]
@@ -76,51 +90,42 @@ class SegmentationTask:
             reference: Array | None = None
             for name, runner in runners.items():
                 mask, count = self._segment(runner, case, image)
-                tables[name].add(self._row(mask, case, count, reference))
+                tables[name].append(self._row(mask, case, count, reference))
                 reference = mask if reference is None else reference
             progress(index + 1, len(self.cases), "evaluation")
-        unit = "voxel" if self.cases[0].affine is None else "mm"
-        return {name: table.scores(self._class_names, tuple(names), unit) for name, table in tables.items()}
+        return {name: self._scores(table, tuple(names)) for name, table in tables.items()}
 
-    def segment(self, runner: Runner, case: Case) -> Array:
-        """The mask `u8[*S]` that a network gives for a case, on the case's own grid."""
-        return self._segment(runner, case, self._image(case))[0]
+    def segment(self, runner: Runner, case: Case, *, store: Store | None = None, progress: Progress = silent) -> Array:
+        """The mask `u8[*S]` that a network gives for a case, on the case's own grid.
+
+        Args:
+            runner: The network.
+            case: The volume; its label plays no part.
+            store: Where the state is kept, so that a run that was interrupted goes on; None: in memory.
+            progress: Told after each window.
+        """
+        return self._segment(runner, case, self._image(case), store=store, progress=progress)[0]
 
     def _image(self, case: Case) -> Array:
         """The network's input `f32[C, *S]`."""
         prepared = preprocessed(case.volume, _affine(case), preprocess=self.preprocess, name=case.name)
         return self.network.channels_first(np.asarray(prepared, np.float32), name=case.name)
 
-    def _segment(self, runner: Runner, case: Case, image: Array) -> tuple[Array, int]:
+    def _segment(
+        self, runner: Runner, case: Case, image: Array, *, store: Store | None = None, progress: Progress = silent
+    ) -> tuple[Array, int]:
         """The mask and its number of foreground classes."""
-        outputs = self.network.run(runner, image)
-        if isinstance(self.preprocess, InvertiblePreprocess):
-            outputs = self.preprocess.invert(outputs, case.volume, _affine(case))
-        grid = case.volume.shape[case.volume.ndim - self.network.rank :]
-        if outputs.shape[1:] != grid:
-            raise ConfigError(
-                f"{case.name}: the mask has shape {list(outputs.shape[1:])}, the volume {list(grid)}",
-                rule="masks are compared on the volume's own grid",
-                remedy="Give the preprocess an attribute invert(outputs, volume, affine)",
-            )
-        mask = self._decoded(outputs)
+        maker = MaskMaker(network=self.network, preprocess=self.preprocess, threshold=self.threshold)
+        mask, channels = maker.mask(runner, case, image, store=store, progress=progress)
         if self.postprocess is not None:
             mask = np.asarray(self.postprocess(mask), np.uint8)
-        return mask, max(len(outputs) - 1, 1)
-
-    def _decoded(self, outputs: Array) -> Array:
-        if len(outputs) > 1:
-            return np.asarray(outputs.argmax(0), np.uint8)
-        # A quantizer's range may pass 1 by a step.
-        probabilities = outputs.min() >= -0.01 and outputs.max() <= 1.01
-        threshold = self.threshold if self.threshold is not None else (0.5 if probabilities else 0.0)
-        return np.asarray(outputs[0] > threshold, np.uint8)
+        return mask, max(channels - 1, 1)
 
     def _row(self, mask: Array, case: Case, count: int, reference: Array | None) -> _Row:
         numbers = range(1, count + 1)
-        row = _Row()
+        row: _Row = {}
         if reference is not None:
-            row.agreement = [dice(mask == k, reference == k) for k in numbers]
+            row["agreement_dice"] = [dice(mask == k, reference == k) for k in numbers]
         if case.label is None:
             return row
         if case.label.max(initial=0) > count or case.label.min(initial=0) < 0:
@@ -129,11 +134,35 @@ class SegmentationTask:
                 rule=f"the network has background 0 and {count} foreground classes",
                 remedy="Map the labels to the network's classes",
             )
+        measured = [self._measured(mask == k, case.label == k, case) for k in numbers]
+        return row | {name: [found[name] for found in measured] for name in self.metrics}
+
+    def _measured(self, mask: Array, label: Array, case: Case) -> Mapping[str, float]:
+        """One class of one case, by metric."""
+        found: dict[str, float] = {}
         if "dice" in self.metrics:
-            row.dice = [dice(mask == k, case.label == k) for k in numbers]
-        if "hd95" in self.metrics:
-            row.hd95 = [hd95(mask == k, case.label == k, case.spacing) for k in numbers]
-        return row
+            found["dice"] = dice(mask, label)
+        if {"hd95", "surface_dice"} & set(self.metrics):
+            distances = SurfaceDistances.between(mask, label, case.spacing)
+            found |= {"hd95": distances.hd95, "surface_dice": distances.surface_dice(self.tolerance)}
+        if "volume_difference" in self.metrics:
+            found["volume_difference"] = volume_difference(mask, label, case.spacing)
+        return found
+
+    def _scores(self, table: list[_Row], cases: tuple[str, ...]) -> Scores:
+        distance, volume = ("voxel", "voxel") if self.cases[0].affine is None else ("mm", "ml")
+        units = {"hd95": distance, "volume_difference": volume}
+        notes: list[str] = []
+        entries: list[Score] = []
+        for name in (*self.metrics, "agreement_dice"):
+            values = _matrix([row.get(name, []) for row in table])
+            if values is None:
+                continue
+            entries += _entries(name, values, self._class_names(values.shape[1]), unit=units.get(name, ""))
+            note = _NOTES[name].format(tolerance=self.tolerance, unit=distance)
+            undefined = int(np.isnan(values).sum())
+            notes.append(note + (f": {undefined} of {values.size} here." if undefined else "."))
+        return Scores(entries=tuple(entries), cases=cases, notes=tuple(notes))
 
     def _class_names(self, count: int) -> tuple[str, ...]:
         return tuple(self.classes[k] if k < len(self.classes) else str(k + 1) for k in range(count))
@@ -143,40 +172,8 @@ def _affine(case: Case) -> Array:
     return np.eye(4) if case.affine is None else case.affine
 
 
-@dataclass
-class _Row:
-    """One case: a value per foreground class; empty where it was not measured."""
-
-    dice: list[float] = field(default_factory=list)
-    hd95: list[float] = field(default_factory=list)
-    agreement: list[float] = field(default_factory=list)
-
-
-@dataclass
-class _Table:
-    """One network's rows."""
-
-    rows: list[_Row] = field(default_factory=list)
-
-    def add(self, row: _Row) -> None:
-        self.rows.append(row)
-
-    def scores(self, names: Callable[[int], tuple[str, ...]], cases: tuple[str, ...], unit: str) -> Scores:
-        notes, entries = [], []
-        table = _matrix([row.dice for row in self.rows])
-        if table is not None:
-            entries += _entries("dice", table, names(table.shape[1]))
-            notes.append(DICE_NOTE)
-        table = _matrix([row.hd95 for row in self.rows])
-        if table is not None:
-            entries += _entries("hd95", table, names(table.shape[1]), unit=unit)
-            left_out = int(np.isnan(table).sum())
-            notes.append(f"{HD95_NOTE}: {left_out} of {table.size} here.")
-        table = _matrix([row.agreement for row in self.rows])
-        if table is not None:
-            entries += _entries("agreement_dice", table, names(table.shape[1]))
-            notes.append(AGREEMENT_NOTE)
-        return Scores(entries=tuple(entries), cases=cases, notes=tuple(notes))
+_Row = dict[str, list[float]]
+"""One case: by metric a value for each foreground class; metrics that were not measured are missing."""
 
 
 def _matrix(rows: list[list[float]]) -> Array | None:
