@@ -10,7 +10,7 @@ from fptq.errors import ConfigError, ModelError
 from fptq.graph.model import Model
 from fptq.numerics import PerChannel, PerTensor
 from fptq.plan import PROFILES, Placement, Policy, place
-from fptq.plan.place import place_weights
+from fptq.plan.place import place_weights, survey
 from fptq.plan.profile import Family, Profile, Variant
 
 OPENVINO, ORT = PROFILES["openvino"], PROFILES["onnxruntime"]
@@ -139,6 +139,29 @@ def test_sums_of_values_that_are_never_negative_waste_no_sign(net, joins: str) -
     plan = place(n.model(), OPENVINO, OPENVINO.variants[0])
     (placement,) = (p for p in plan.activations if p.consumer == "ConvTranspose_5")
     assert not plan.specs[placement].signed
+
+
+@pytest.mark.parametrize(("instead", "signed"), [(0.0, False), (-1.0, True)])
+def test_attention_that_is_never_negative_wastes_no_sign(instead: float, signed: bool) -> None:
+    """PyTorch exports softmax with 0 in rows that are masked as a whole."""
+    proto = onnx.parser.parse_model("""
+        <ir_version: 10, opset_import: ["" : 21]>
+        g (float[2, 4, 4] scores, float[2, 4, 8] values) => (float[2, 4, 8] y)
+        {
+            shares = Softmax(scores)
+            nothing = IsNaN(shares)
+            guarded = Where(nothing, instead, shares)
+            y = MatMul(guarded, values)
+        }""")
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(instead), "instead"))
+    for number, node in enumerate(proto.graph.node):
+        node.name = f"{node.op_type}_{number}"
+    model = Model(graph_model=ir.from_proto(onnx.shape_inference.infer_shapes(proto)))
+    plan = survey(model, OPENVINO, next(v for v in OPENVINO.variants if v.name == "products+attention"))
+    specs = {p.value: plan.specs[p] for p in plan.activations}
+    assert specs["guarded"].signed == signed
+    assert specs["values"].signed
+    assert specs["values"].symmetric
 
 
 def test_a_transposed_convolution_of_signed_values_gets_zero_point_zero(net) -> None:

@@ -185,10 +185,15 @@ _KEEP_SIGNS = frozenset({"Add", "Concat", "Mul", "Max", "Min"})
 
 
 def _never_negative(value: ir.Value | None, transparent: frozenset[str]) -> bool:
-    """Whether a value cannot be negative by construction: made by a ReLU, or from such values only."""
+    """Whether a value cannot be negative by construction: made by a ReLU, or from such values and constants only."""
+    stored = query.constant(value)
+    if stored is not None:
+        return bool((stored >= 0).all())
     node = value.producer() if value is not None else None
     if node is None:
         return False
+    if node.op_type == "Where":  # attention of a row that is masked as a whole: softmax, or 0 where that is NaN
+        return all(_never_negative(source, transparent) for source in node.inputs[1:])
     if node.op_type in transparent:
         return _never_negative(node.inputs[0], transparent)
     if node.op_type in _KEEP_SIGNS:

@@ -20,7 +20,7 @@ OPENVINO_CPU = Profile(
         Rule(op="ConvTranspose", family=Family.CORE, weight=1, zero_point_free=True),
         Rule(op="MatMul", family=Family.CORE, weight=1),
         Rule(op="Gemm", family=Family.CORE, weight=1),
-        Rule(op="MatMul", family=Family.PRODUCT, activations=(0, 1)),
+        Rule(op="MatMul", family=Family.PRODUCT, activations=(0, 1), zero_point_free=True),
         Rule(op="InstanceNormalization", family=Family.NORM),
         Rule(op="Add", family=Family.ADD, activations=(0, 1)),
         Rule(op="Concat", family=Family.CONCAT, activations=(0, 1)),
@@ -28,6 +28,7 @@ OPENVINO_CPU = Profile(
     variants=(
         Variant(name="products", families=frozenset({Family.CORE}), activation=_UNSIGNED),
         Variant(name="products+concat", families=frozenset({Family.CORE, Family.CONCAT}), activation=_UNSIGNED),
+        Variant(name="products+attention", families=frozenset({Family.CORE, Family.PRODUCT}), activation=_UNSIGNED),
         Variant(name="products, signed", families=frozenset({Family.CORE}), activation=_SIGNED),
         Variant(
             name="products+attention, signed", families=frozenset({Family.CORE, Family.PRODUCT}), activation=_SIGNED
