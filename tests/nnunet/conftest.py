@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,20 +22,53 @@ class Tiny:
     Attributes:
         results: `nnUNetTrainer__nnUNetPlans__CONFIGURATION`.
         images: Two cases of two channels.
-        configuration: "3d_fullres" or "2d".
     """
 
     results: Path
     images: Path
-    configuration: str
 
     @property
     def source(self) -> str:
         return f"nnunet:{self.results}"
 
 
-def plans_of(patch: Sequence[int], *, configuration: str) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What to train.
+
+    Attributes:
+        patch: Its size.
+        folds: How many, each its own network.
+        spacing: Of the images [mm].
+        labels: Names of the foreground.
+        previous_stage: Of a cascade.
+        steps: Of the optimiser.
+    """
+
+    patch: tuple[int, ...]
+    folds: int = 1
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.1)
+    labels: tuple[str, ...] = ("core", "rim")
+    previous_stage: str | None = None
+    steps: int = 12
+
+    @property
+    def configuration(self) -> str:
+        return "2d" if len(self.patch) == 2 else "3d_fullres"
+
+
+KINDS = {
+    "cube": Kind(patch=(16, 16, 16), folds=2),
+    "thin": Kind(patch=(4, 16, 16), spacing=(3.0, 1.0, 1.0)),
+    "2d": Kind(patch=(16, 16)),
+    "cascade": Kind(patch=(16, 16, 16), previous_stage="3d_lowres", steps=0),
+    "background": Kind(patch=(16, 16), labels=(), steps=0),
+}
+
+
+def plans_of(kind: Kind) -> dict[str, Any]:
     """Plans as nnU-Net's planner writes them, of a network of two stages; thin slices are not convolved across."""
+    patch, configuration = kind.patch, kind.configuration
     rank, thin = len(patch), len(patch) == 3 and patch[0] < 16
     kernel, stride = [1 if thin else 3, 3, 3][-rank:], [1 if thin else 2, 2, 2][-rank:]
     spacing = [3.0 if thin else 1.0, 1.0, 1.0][-rank:]
@@ -64,7 +98,7 @@ def plans_of(patch: Sequence[int], *, configuration: str) -> dict[str, Any]:
         "plans_name": "nnUNetPlans",
         "original_median_spacing_after_transp": [spacing[0], 1.0, 1.0],
         "original_median_shape_after_transp": [20, 24, 28],
-        "image_reader_writer": "SimpleITKIO",
+        "image_reader_writer": "SimpleITKIO" if thin else "NibabelIO",
         "transpose_forward": [0, 1, 2],
         "transpose_backward": [0, 1, 2],
         "experiment_planner_used": "ExperimentPlanner",
@@ -88,6 +122,7 @@ def plans_of(patch: Sequence[int], *, configuration: str) -> dict[str, Any]:
                 "resampling_fn_probabilities_kwargs": resampling,
                 "architecture": architecture,
                 "batch_dice": False,
+                **({"previous_stage": kind.previous_stage} if kind.previous_stage else {}),
             }
         },
     }
@@ -102,46 +137,42 @@ def dataset_of(labels: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def train(
-    root: Path, patch: Sequence[int], *, configuration: str = "3d_fullres", folds: Sequence[int] = (0,), steps: int = 6
-) -> Path:
+def train(root: Path, kind: Kind) -> Path:
     """nnunetv2's own trainer: it builds the network, learns for a few steps, and saves the checkpoint."""
     import torch
 
     os.environ |= {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
-    from batchgenerators.utilities.file_and_folder_operations import save_json
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    dataset = dataset_of({"background": 0, "core": 1, "rim": 2})
-    plans = plans_of(patch, configuration=configuration)
-    prepared = root / "nnUNet_preprocessed" / plans["dataset_name"] / f"nnUNetPlans_{configuration}"
+    dataset = dataset_of({"background": 0} | {name: i for i, name in enumerate(kind.labels, 1)})
+    plans = plans_of(kind)
+    prepared = root / "nnUNet_preprocessed" / plans["dataset_name"] / f"nnUNetPlans_{kind.configuration}"
     prepared.mkdir(parents=True)
     (prepared / "case.b2nd").touch()  # the trainer wants to know the kind of its files
-    for fold in folds:
+    for fold in range(kind.folds):
         torch.manual_seed(fold)
-        trainer = nnUNetTrainer(
-            {**plans, "continue_training": False}, configuration, fold, dataset, torch.device("cpu")
-        )
+        given = {**plans, "continue_training": False}
+        trainer = nnUNetTrainer(given, kind.configuration, fold, dataset, torch.device("cpu"))
         trainer.enable_deep_supervision = False
         trainer.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         trainer.initialize()
-        _learn(trainer, steps, patch)
+        _learn(trainer, kind)
         trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_final.pth"))
     base = Path(trainer.output_folder_base)
-    save_json(plans, str(base / "plans.json"), sort_keys=False)
-    save_json(dataset, str(base / "dataset.json"), sort_keys=False)
+    (base / "plans.json").write_text(json.dumps(plans))
+    (base / "dataset.json").write_text(json.dumps(dataset))
     return base
 
 
-def _learn(trainer: Any, steps: int, patch: Sequence[int]) -> None:
+def _learn(trainer: Any, kind: Kind) -> None:
     """Some of the trainer's own steps on balls in noise."""
     import torch
 
     generator = np.random.default_rng(0)
     for group in trainer.optimizer.param_groups:
         group["lr"] = 0.05
-    for _ in range(steps):
-        images, labels = zip(*(ball(generator, patch) for _ in range(2)), strict=True)
+    for _ in range(kind.steps):
+        images, labels = zip(*(ball(generator, kind.patch) for _ in range(2)), strict=True)
         data = torch.from_numpy(np.stack(images))
         data = (data - data.mean()) / data.std()
         trainer.train_step({"data": data, "target": torch.from_numpy(np.stack(labels)[:, None]).float()})
@@ -157,13 +188,15 @@ def ball(generator: np.random.Generator, shape: Sequence[int]) -> tuple[np.ndarr
     return (clean + generator.normal(0, 8, clean.shape)).astype(np.float32), labels
 
 
-def write_images(folder: Path, *, spacing: Sequence[float] = (1.0, 1.0, 1.0), names: Sequence[str] = ("a", "b")) -> Path:
+def write_images(
+    folder: Path, *, spacing: Sequence[float] = (1.0, 1.0, 1.0), names: Sequence[str] = ("a", "b")
+) -> Path:
     """Cases of two channels, larger than a patch."""
     import SimpleITK
 
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(1)
-    for name in names:
+    for name in ("a", "b"):
         image, _ = ball(generator, (20, 24, 28))
         for channel, volume in enumerate(image):
             made = SimpleITK.GetImageFromArray(volume)
@@ -174,21 +207,15 @@ def write_images(folder: Path, *, spacing: Sequence[float] = (1.0, 1.0, 1.0), na
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tiny]:
-    """A trained folder of a kind, made once: "cube" with two folds, "thin" slices, or "2d"."""
+    """A trained folder of a kind, made once."""
     made: dict[str, Tiny] = {}
 
     def get(kind: str) -> Tiny:
         if kind not in made:
             root = tmp_path_factory.mktemp(kind)
-            patch, configuration, folds = {
-                "cube": ((16, 16, 16), "3d_fullres", (0, 1)),
-                "thin": ((4, 16, 16), "3d_fullres", (0,)),
-                "2d": ((16, 16), "2d", (0,)),
-            }[kind]
-            results = train(root, patch, configuration=configuration, folds=folds)
-            spacing = (3.0, 1.0, 1.0) if kind == "thin" else (1.0, 1.0, 1.1)
-            images = write_images(root / "imagesTs", spacing=spacing)
-            made[kind] = Tiny(results=results, images=images, configuration=configuration)
+            results = train(root, KINDS[kind])
+            images = write_images(root / "imagesTs", spacing=KINDS[kind].spacing)
+            made[kind] = Tiny(results=results, images=images)
         return made[kind]
 
     return get
