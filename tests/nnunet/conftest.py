@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,8 @@ class Kind:
         patch: Its size.
         folds: How many, each its own network.
         spacing: Of the images [mm].
-        labels: Names of the foreground.
+        labels: Names of the foreground, and what counts as it.
+        regions: Whether they overlap, and in which order they are painted.
         previous_stage: Of a cascade.
         steps: Of the optimiser.
     """
@@ -48,7 +49,8 @@ class Kind:
     patch: tuple[int, ...]
     folds: int = 1
     spacing: tuple[float, ...] = (1.0, 1.0, 1.1)
-    labels: tuple[str, ...] = ("core", "rim")
+    labels: Mapping[str, int | list[int]] = field(default_factory=lambda: {"core": 1, "rim": 2})
+    regions: tuple[int, ...] = ()
     previous_stage: str | None = None
     steps: int = 12
 
@@ -62,7 +64,8 @@ KINDS = {
     "thin": Kind(patch=(4, 16, 16), spacing=(3.0, 1.0, 1.0)),
     "2d": Kind(patch=(16, 16)),
     "cascade": Kind(patch=(16, 16, 16), previous_stage="3d_lowres", steps=0),
-    "background": Kind(patch=(16, 16), labels=(), steps=0),
+    "background": Kind(patch=(16, 16), labels={}, steps=0),
+    "regions": Kind(patch=(16, 16), labels={"ball": [1, 2], "core": 1}, regions=(2, 1), steps=40),
 }
 
 
@@ -128,12 +131,14 @@ def plans_of(kind: Kind) -> dict[str, Any]:
     }
 
 
-def dataset_of(labels: dict[str, Any]) -> dict[str, Any]:
+def dataset_of(kind: Kind) -> dict[str, Any]:
+    """`dataset.json`."""
     return {
         "channel_names": {str(i): name for i, name in enumerate(CHANNELS)},
-        "labels": labels,
+        "labels": {"background": 0, **kind.labels},
         "numTraining": 4,
         "file_ending": ".nii.gz",
+        **({"regions_class_order": list(kind.regions)} if kind.regions else {}),
     }
 
 
@@ -144,7 +149,7 @@ def train(root: Path, kind: Kind) -> Path:
     os.environ |= {name: str(root / name) for name in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")}
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-    dataset = dataset_of({"background": 0} | {name: i for i, name in enumerate(kind.labels, 1)})
+    dataset = dataset_of(kind)
     plans = plans_of(kind)
     prepared = root / "nnUNet_preprocessed" / plans["dataset_name"] / f"nnUNetPlans_{kind.configuration}"
     prepared.mkdir(parents=True)
@@ -175,7 +180,10 @@ def _learn(trainer: Any, kind: Kind) -> None:
         images, labels = zip(*(ball(generator, kind.patch) for _ in range(2)), strict=True)
         data = torch.from_numpy(np.stack(images))
         data = (data - data.mean()) / data.std()
-        trainer.train_step({"data": data, "target": torch.from_numpy(np.stack(labels)[:, None]).float()})
+        target = np.stack(labels)[:, None]
+        if kind.regions:
+            target = np.concatenate([np.isin(target, region) for region in kind.labels.values()], axis=1)
+        trainer.train_step({"data": data, "target": torch.from_numpy(target).float()})
 
 
 def ball(generator: np.random.Generator, shape: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -85,6 +85,7 @@ def maps(folder: Path) -> Array:
         pytest.param("cube", "openvino", marks=pytest.mark.engine("openvino")),
         ("thin", "onnxruntime"),
         ("2d", "onnxruntime"),
+        ("regions", "onnxruntime"),
     ],
 )
 def test_the_float_network_on_an_engine_gives_the_label_maps_of_nnunet(
@@ -107,9 +108,9 @@ def test_folds_are_averaged_as_nnunet_averages_them(tiny: Callable[[str], Any], 
 
 @pytest.fixture(scope="module")
 def quantized(tiny: Callable[[str], Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The command line's folder of the cube's first fold."""
+    """The command line's folder of both folds of the cube."""
     subject, out = tiny("cube"), tmp_path_factory.mktemp("quantized") / "out"
-    line = ["quantize", f"{subject.source}:0", "--calib", str(subject.images), "-o", str(out), *OPTIONS]
+    line = ["quantize", subject.source, "--calib", str(subject.images), "-o", str(out), *OPTIONS]
     done = CliRunner().invoke(app, [*line, "--engine", "onnxruntime"])
     assert done.exit_code == 0, done.stderr
     assert f"fptq predict {out}" in done.stdout.replace("\n", "")
@@ -121,7 +122,7 @@ def test_two_commands_replace_nnunet(quantized: Path, tiny: Callable[[str], Any]
     line = ["predict", str(quantized), str(subject.images), "-o", str(tmp_path / "ours"), "--threads", "1"]
     done = CliRunner().invoke(app, line)
     assert done.exit_code == 0, done.stderr
-    expected = theirs(subject, tmp_path / "theirs")
+    expected = theirs(subject, tmp_path / "theirs", (0, 1))
     assert {path.name for path in (tmp_path / "ours").iterdir()} == {path.name for path in expected.iterdir()}
     for label in (1, 2):
         assert dice(maps(tmp_path / "ours") == label, maps(expected) == label) >= 0.97
@@ -135,9 +136,12 @@ def test_two_commands_replace_nnunet(quantized: Path, tiny: Callable[[str], Any]
 
 
 def test_the_folder_needs_no_checkpoint(quantized: Path) -> None:
-    assert {path.name for path in quantized.iterdir()} == {"fold_0", "nnunet.json", "plans.json", "dataset.json"}
+    assert {path.name for path in quantized.iterdir()} == {
+        *("fold_0", "fold_1"),
+        *("nnunet.json", "plans.json", "dataset.json"),
+    }
     assert not list(quantized.rglob("*.pth"))
-    assert fptq.Report.load(quantized / "fold_0").agreement.samples > 0
+    assert all(fptq.Report.load(path).agreement.samples > 0 for path in quantized.glob("fold_*"))
 
 
 def test_the_module_takes_several_patches(quantized: Path, tiny: Callable[[str], Any]) -> None:
@@ -176,6 +180,26 @@ def test_a_case_with_nan_is_named(quantized: Path, tiny: Callable[[str], Any], t
     predictor = trusted(tiny("cube"))
     with pytest.raises(DataError, match="case b has 1 NaN or infinite voxels"):
         list(foreground_patches(predictor, find_image_cases(images, predictor.dataset_json), count=4))
+
+
+def test_a_case_that_cannot_be_read_is_named(quantized: Path, tiny: Callable[[str], Any], tmp_path: Path) -> None:
+    shutil.copytree(tiny("cube").images, tmp_path / "images")
+    (tmp_path / "images" / "b_0000.nii.gz").write_bytes(b"nothing")
+    predictor = nnunet_predictor(quantized, threads=1)
+    with pytest.raises(DataError, match=r"b_0000.nii.gz cannot be read"):
+        predict_nnunet(predictor, tmp_path / "images", output=tmp_path / "out")
+    done: list[int] = []
+    written = predict_nnunet(
+        predictor, tiny("cube").images, output=tmp_path / "again", progress=lambda at, total, what: done.append(at)
+    )
+    assert [path.name for path in written] == ["a.nii.gz", "b.nii.gz"]
+    assert done == [0, 1, 2]
+
+
+def test_a_fold_alone_predicts_nothing(quantized: Path, tiny: Callable[[str], Any], tmp_path: Path) -> None:
+    line = ["predict", str(quantized / "fold_0"), str(tiny("cube").images), "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, line)
+    assert f"Give {quantized}" in done.stderr
 
 
 def spoiled(images: Path, folder: Path) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 from fptq.config import Recipe
 from fptq.engines import CompileOptions, engine_named
 from fptq.engines.cpu import made_elsewhere
-from fptq.errors import ConfigError, DataError, OutputError
+from fptq.errors import ConfigError, DataError, FptqError, OutputError
 from fptq.feeds.nnunet import ImageCase, find_image_cases
+from fptq.feeds.scans import unreadable
 from fptq.graph.load import read_onnx
 from fptq.graph.nnunet import DATASET, PLANS, new_predictor, quiet, read_json
 from fptq.recipes.nnunet import FACTS_FILE, FORMAT
@@ -147,7 +149,7 @@ def predict_nnunet(
         The label maps, in the order of the cases.
 
     Raises:
-        DataError: An image is missing or not finite.
+        DataError: An image is missing, unreadable or not finite.
         OutputError: A result is there already, or cannot be written.
     """
     output = Path(output)
@@ -155,36 +157,43 @@ def predict_nnunet(
     ending = str(predictor.dataset_json["file_ending"])
     targets = tuple(output / f"{case.name}{ending}" for case in cases)
     _check_targets(cases, targets, overwrite=overwrite)
-    output.mkdir(parents=True, exist_ok=True)
-    _report_cases(predictor, cases, progress)
-    try:
-        with quiet():
-            predictor.predict_from_files_sequential(
-                [[str(path) for path in case.files] for case in cases],
-                [str(output / case.name) for case in cases],
-                save_probabilities=save_probabilities,
-            )
-    except OSError as error:
-        raise OutputError(f"{output} could not be written: {error}", remedy="Check the free space") from error
+    with _case_by_case(predictor, cases, progress), quiet():
+        output.mkdir(parents=True, exist_ok=True)
+        predictor.predict_from_files_sequential(
+            [[str(path) for path in case.files] for case in cases],
+            [str(output / case.name) for case in cases],
+            save_probabilities=save_probabilities,
+        )
     return targets
 
 
-def _report_cases(predictor: nnUNetPredictor, cases: Sequence[ImageCase], progress: Progress) -> None:
-    """Let the predictor, which takes case by case, say which one it is at."""
+@contextmanager
+def _case_by_case(predictor: nnUNetPredictor, cases: Sequence[ImageCase], progress: Progress) -> Iterator[None]:
+    """Say which case the predictor is at, which takes one after another: to the progress, and in errors."""
     predict, done = predictor.predict_logits_from_preprocessed_data, 0
 
     def counted(data: Any) -> Any:
         nonlocal done
-        try:
-            found = predict(data)
-        except DataError as error:
-            raise DataError(f"case {cases[done].name}: {error.what}", rule=error.rule, remedy=error.remedy) from error
+        found = predict(data)
         done += 1
         progress(done, len(cases), "prediction")
         return found
 
     progress(0, len(cases), "prediction")
     predictor.predict_logits_from_preprocessed_data = counted
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"case {cases[done].name}: {error.what}", rule=error.rule, remedy=error.remedy) from error
+    except FptqError:
+        raise
+    except OSError as error:
+        raise OutputError(f"results could not be written: {error}", remedy="Check the free space") from error
+    except Exception as error:  # SimpleITK, nibabel and nnU-Net's assertions have no common base class
+        at = cases[min(done, len(cases) - 1)]
+        raise unreadable(at.files[0], error) from error
+    finally:
+        predictor.predict_logits_from_preprocessed_data = predict
 
 
 def _check_targets(cases: Sequence[ImageCase], targets: Sequence[Path], *, overwrite: bool) -> None:
