@@ -31,6 +31,13 @@ class Tiny:
     def source(self) -> str:
         return f"nnunet:{self.results}"
 
+    def predictor(self, fold: str = "0") -> Any:
+        """nnU-Net's own, with the float network."""
+        from fptq.graph.nnunet import find_folds, open_fold
+        from fptq.graph.trust import Trust
+
+        return open_fold(find_folds(self.source), fold, trust=Trust.SOURCE)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:

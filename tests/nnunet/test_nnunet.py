@@ -16,9 +16,9 @@ import fptq
 from fptq.cli import app
 from fptq.engines import CompileOptions
 from fptq.errors import DataError, ModelError, OutputError
-from fptq.feeds.nnunet import find_image_cases, foreground_patches, preprocessed_case
+from fptq.feeds.nnunet import find_image_cases, foreground_patches
 from fptq.graph.load import LoadOptions, load
-from fptq.graph.nnunet import find_folds, new_predictor, open_fold, quiet
+from fptq.graph.nnunet import find_folds, new_predictor, quiet
 from fptq.graph.trust import Trust
 from fptq.graph.write import save
 from fptq.recipes import nnunet_predictor, predict_nnunet
@@ -40,11 +40,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
-def trusted(tiny: Any, fold: str = "0") -> Any:
-    """nnU-Net's predictor with the float network."""
-    return open_fold(find_folds(tiny.source), fold, trust=Trust.SOURCE)
-
-
 def theirs(tiny: Any, output: Path, folds: tuple[int, ...] = (0,)) -> Path:
     """The label maps of nnunetv2, by nothing but its own code."""
     predictor = new_predictor()
@@ -63,7 +58,7 @@ def on_engine(tiny: Any, output: Path, engine: str, folds: tuple[str, ...] = ("0
         paths.append(output.with_suffix(f".{fold}.onnx"))
         save(model, paths[-1])
     compiled = compiled_folds(paths, EXACT, engine=engine)
-    facts = facts_of(trusted(tiny), find_folds(tiny.source))
+    facts = facts_of(tiny.predictor(), find_folds(tiny.source))
     predictor = put_in(new_predictor(), compiled, folder=tiny.results, facts=facts)
     predict_nnunet(predictor, tiny.images, output=output)
     return output
@@ -150,7 +145,7 @@ def test_the_module_takes_several_patches(quantized: Path, tiny: Callable[[str],
     predictor = nnunet_predictor(quantized, threads=1)
     subject = tiny("cube")
     cases = find_image_cases(subject.images, predictor.dataset_json)
-    given = torch.cat([torch.from_numpy(p) for p in foreground_patches(trusted(subject), cases, count=3)])
+    given = torch.cat([torch.from_numpy(p) for p in foreground_patches(subject.predictor(), cases, count=3)])
     together = predictor.network(given)
     assert together.shape == (3, 3, 16, 16, 16)
     assert together.dtype == torch.float32
@@ -169,7 +164,7 @@ def test_the_module_refuses_nan_and_weights(quantized: Path, tiny: Callable[[str
     with pytest.raises(DataError, match="NaN or infinite"):
         predictor.network(torch.full((1, 2, 16, 16, 16), float("nan")))
     with pytest.raises(DataError, match="weights cannot be loaded"):
-        predictor.network.load_state_dict(trusted(tiny("cube")).network.state_dict())
+        predictor.network.load_state_dict(tiny("cube").predictor().network.state_dict())
 
 
 def test_a_case_with_nan_is_named(quantized: Path, tiny: Callable[[str], Any], tmp_path: Path) -> None:
@@ -177,7 +172,7 @@ def test_a_case_with_nan_is_named(quantized: Path, tiny: Callable[[str], Any], t
     done = CliRunner().invoke(app, ["predict", str(quantized), str(images), "-o", str(tmp_path / "out")])
     assert done.exit_code == DataError.exit_code
     assert "case b: a patch has NaN" in done.stderr
-    predictor = trusted(tiny("cube"))
+    predictor = tiny("cube").predictor()
     with pytest.raises(DataError, match="case b has 1 NaN or infinite voxels"):
         list(foreground_patches(predictor, find_image_cases(images, predictor.dataset_json), count=4))
 
@@ -212,101 +207,6 @@ def spoiled(images: Path, folder: Path) -> Path:
     volume[3, 4, 5] = np.nan
     nibabel.save(type(image)(volume, image.affine), folder / "b_0001.nii.gz")
     return folder
-
-
-@pytest.mark.parametrize(("kind", "shape"), [("cube", (16, 16, 16)), ("thin", (4, 16, 16)), ("2d", (16, 16))])
-def test_patches_are_cut_from_what_nnunet_prepares(
-    kind: str, shape: tuple[int, ...], tiny: Callable[[str], Any]
-) -> None:
-    predictor = trusted(tiny(kind))
-    cases = find_image_cases(tiny(kind).images, predictor.dataset_json)
-    found = list(foreground_patches(predictor, cases, count=6, seed=3))
-    again = list(foreground_patches(predictor, cases, count=6, seed=3))
-    assert [patch.shape for patch in found] == [(1, 2, *shape)] * 6
-    assert all(np.array_equal(a, b) for a, b in zip(found, again, strict=True))
-    images = [preprocessed_case(predictor, case) for case in cases]
-    values = [set(image.ravel().tolist()) for image in images]
-    assert all(set(patch.ravel().tolist()) <= values[index // 3] for index, patch in enumerate(found))
-    assert images[0].mean() == pytest.approx(0, abs=1e-3)
-
-
-def test_half_of_the_patches_lie_on_foreground(tiny: Callable[[str], Any]) -> None:
-    import torch
-
-    predictor = trusted(tiny("2d"))
-    cases = find_image_cases(tiny("2d").images, predictor.dataset_json)
-    found = list(foreground_patches(predictor, cases, count=40))
-
-    def seen(patch: Array) -> float:
-        with torch.inference_mode():
-            return float((predictor.network(torch.from_numpy(patch)).argmax(1)[0, 6:10, 6:10] > 0).float().mean())
-
-    assert np.mean([seen(p) for p in found[::2]]) > np.mean([seen(p) for p in found[1::2]]) + 0.15
-
-
-def changed(tiny: Any, folder: Path, name: str, change: Callable[[dict[str, Any]], object]) -> str:
-    """The results folder with one of its JSON files changed, as a source."""
-    shutil.copytree(tiny.results, folder)
-    document = json.loads((folder / name).read_text())
-    change(document)
-    (folder / name).write_text(json.dumps(document))
-    return f"nnunet:{folder}:0"
-
-
-def _architecture(plans: dict[str, Any]) -> dict[str, Any]:
-    made: dict[str, Any] = plans["configurations"]["3d_fullres"]["architecture"]
-    return made
-
-
-@pytest.mark.parametrize(
-    ("name", "change", "says"),
-    [
-        ("plans.json", lambda d: _architecture(d)["arch_kwargs"].update(features_per_stage=[8, 32]), "size mismatch"),
-        ("plans.json", lambda d: d.update(configurations={}), "3d_fullres not found in plans"),
-        ("dataset.json", lambda d: d["channel_names"].update({"2": "FLAIR"}), "size mismatch"),
-        ("dataset.json", lambda d: d.update(labels={"background": 0}), "size mismatch"),
-        ("dataset.json", lambda d: d.update(labels={}), "cannot be opened"),
-    ],
-)
-def test_files_that_do_not_fit_are_refused(
-    name: str, change: Callable[[dict[str, Any]], object], says: str, tiny: Callable[[str], Any], tmp_path: Path
-) -> None:
-    source = changed(tiny("cube"), tmp_path / "changed", name, change)
-    with pytest.raises(ModelError, match=says) as caught:
-        load(source, options=LoadOptions(trust=Trust.SOURCE))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(("kind", "says"), [("cascade", "second stage"), ("background", "no label but the background")])
-def test_networks_that_cannot_be_calibrated_are_refused(kind: str, says: str, tiny: Callable[[str], Any]) -> None:
-    with pytest.raises(ModelError, match=says):
-        load(f"{tiny(kind).source}:0", options=LoadOptions(trust=Trust.SOURCE))
-
-
-def test_a_broken_checkpoint_is_refused(tiny: Callable[[str], Any], tmp_path: Path) -> None:
-    shutil.copytree(tiny("cube").results, tmp_path / "results")
-    (tmp_path / "results" / "fold_0" / "checkpoint_final.pth").write_bytes(b"truncated")
-    with pytest.raises(ModelError, match="cannot be opened"):
-        load(f"nnunet:{tmp_path / 'results'}:0", options=LoadOptions(trust=Trust.SOURCE))
-
-
-def test_a_trainer_that_is_nowhere_is_named(tiny: Callable[[str], Any], tmp_path: Path) -> None:
-    import torch
-
-    shutil.copytree(tiny("cube").results, tmp_path / "results")
-    path = tmp_path / "results" / "fold_0" / "checkpoint_final.pth"
-    torch.save({**torch.load(path, weights_only=False), "trainer_name": "nnUNetTrainerOfMine"}, path)
-    with pytest.raises(ModelError, match=r"nnUNetTrainerOfMine|timm"):
-        load(f"nnunet:{tmp_path / 'results'}:0", options=LoadOptions(trust=Trust.SOURCE))
-
-
-def test_an_image_that_cannot_be_read_is_named(tiny: Callable[[str], Any], tmp_path: Path) -> None:
-    shutil.copytree(tiny("cube").images, tmp_path / "images")
-    (tmp_path / "images" / "a_0000.nii.gz").write_bytes(b"nothing")
-    predictor = trusted(tiny("cube"))
-    cases = find_image_cases(tmp_path / "images", predictor.dataset_json)
-    with pytest.raises(DataError, match=r"a_0000.nii.gz cannot be read"):
-        list(foreground_patches(predictor, cases, count=2))
 
 
 def test_other_commands_take_a_fold_too(tiny: Callable[[str], Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fptq.cli import options
-from fptq.errors import ConfigError, DataError
+from fptq.errors import DataError
 
 if TYPE_CHECKING:
     from fptq.cli.terminal import Terminal
     from fptq.config import Recipe
-    from fptq.recipes import FoldResults, Result
+    from fptq.recipes import Result
 
 
 def quantize(
@@ -62,11 +61,12 @@ def quantize(
     calibration = _calibration(chosen)
     folder = options.writable(output)
     from fptq import recipes
+    from fptq.cli import nnunet
     from fptq.graph.nnunet import names_nnunet
 
     terminal: Terminal = ctx.obj
     if names_nnunet(model):
-        _quantize_folds(terminal, model, chosen, folder)
+        nnunet.quantize_folds(terminal, model, chosen, output=folder, command=command_line())
         return
     with terminal.progress() as progress:
         result = recipes.quantize(
@@ -80,18 +80,6 @@ def quantize(
         )
         result.save(folder)
     _show_result(terminal, result, folder)
-
-
-def _quantize_folds(terminal: Terminal, model: str, recipe: Recipe, folder: Path) -> None:
-    """The folds of a network of nnU-Net, each with its own report."""
-    from fptq import recipes
-
-    with terminal.progress() as progress:
-        found = recipes.quantize_nnunet(
-            model, calibration=_calibration(recipe), recipe=recipe, progress=progress, command=command_line()
-        )
-        found.save(folder)
-    _show_folds(terminal, found, folder)
 
 
 def _calibration(recipe: Recipe) -> str:
@@ -130,40 +118,32 @@ def predict(
     probabilities: Annotated[bool, typer.Option("--save-probabilities", help="nnU-Net: .npz files too.")] = False,
 ) -> None:
     """Run a quantized network on new data."""
-    tiling = {"tile_step_size": step_size, "use_mirroring": mirroring, "use_gaussian": gaussian}
-    tiling = {name: value for name, value in tiling.items() if value is not None}
     given: dict[str, object] = {"task": task, "preprocess": preprocess}
     chosen = {name: value for name, value in given.items() if value is not None}
     target = options.writable(output)
     from fptq import recipes
+    from fptq.cli import nnunet
 
     terminal: Terminal = ctx.obj
+    wanted = nnunet.Prediction(
+        threads=threads,
+        overwrite=overwrite,
+        tile_step_size=step_size,
+        use_mirroring=mirroring,
+        use_gaussian=gaussian,
+        save_probabilities=probabilities,
+    )
     if recipes.is_nnunet_folder(folder):
-        _refuse(chosen, rule=f"{folder} holds a network of nnU-Net, which prepares images and writes label maps itself")
-        predictor = recipes.nnunet_predictor(folder, threads=threads, **tiling)  # type: ignore[arg-type]
-        with terminal.progress() as progress:
-            written = recipes.predict_nnunet(
-                predictor,
-                data,
-                output=target,
-                overwrite=overwrite,
-                save_probabilities=probabilities,
-                progress=progress,
-            )
+        nnunet.refuse(chosen, rule=f"{folder} holds a network of nnU-Net, which prepares images and labels them itself")
+        written = wanted.run(terminal, folder, data, output=target)
     else:
-        nnunet = tiling | ({"save_probabilities": True} if probabilities else {})
-        _refuse(nnunet, rule=f"{folder} holds no network of nnU-Net, whose options these are")
+        nnunet.refuse(wanted.of_nnunet, rule=f"{folder} holds no network of nnU-Net, whose options these are")
         if threads is not None:
             chosen["threads"] = threads
         with terminal.progress() as progress:
             written = recipes.predict(folder, data, output=target, overwrite=overwrite, progress=progress, **chosen)
     count = "one result" if len(written) == 1 else f"{len(written)} results"
     terminal.show(f"{count} in {target}", document={"output": str(target), "files": [str(path) for path in written]})
-
-
-def _refuse(given: Mapping[str, object], *, rule: str) -> None:
-    if given:
-        raise ConfigError(f"{', '.join(given)} cannot be chosen here", rule=rule, remedy="Leave it out")
 
 
 def inspect(
@@ -354,14 +334,3 @@ def _show_result(terminal: Terminal, result: Result, folder: Path) -> None:
     record = result.report
     document = {"output": str(folder), "report": record.model_dump(mode="json")}
     terminal.show(*tables.result(record, folder), document=document)
-
-
-def _show_folds(terminal: Terminal, found: FoldResults, folder: Path) -> None:
-    from fptq.cli import tables
-
-    folds = dict(zip(found.trained.folds, found.results, strict=True))
-    document = {
-        "output": str(folder),
-        "folds": {fold: result.report.model_dump(mode="json") for fold, result in folds.items()},
-    }
-    terminal.show(*tables.folds(folds, folder), document=document)
