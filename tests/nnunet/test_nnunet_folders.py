@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import fptq
 from fptq.cli import app
 from fptq.errors import ConfigError, DataError, FptqError, MissingExtra, ModelError
 from fptq.feeds.nnunet import find_image_cases
@@ -106,6 +107,11 @@ def test_what_nnunet_decides_itself_is_refused(results: Path, tmp_path: Path) ->
     for options in ({"preprocess": "a.b:c"}, {"task": "segmentation"}, {"patch": (8, 8, 8)}):
         with pytest.raises(ConfigError, match="with a network of nnU-Net"):
             quantize_nnunet(f"nnunet:{results}", calibration=tmp_path, trust=True, **options)
+
+
+def test_images_to_validate_on_are_not_read_without_nnunet(results: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="validation with a network of nnU-Net"):
+        fptq.quantize(f"nnunet:{results}:0", calibration=tmp_path, validation=tmp_path, trust=True)
 
 
 def test_a_missing_nnunetv2_comes_with_both_commands(monkeypatch: pytest.MonkeyPatch) -> None:

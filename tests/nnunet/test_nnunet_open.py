@@ -72,6 +72,7 @@ def _architecture(plans: dict[str, Any]) -> dict[str, Any]:
         ("dataset.json", lambda d: d["channel_names"].update({"2": "FLAIR"}), "size mismatch"),
         ("dataset.json", lambda d: d.update(labels={"background": 0}), "size mismatch"),
         ("dataset.json", lambda d: d.update(labels={}), "cannot be opened"),
+        ("dataset.json", lambda d: d.pop("file_ending"), "names no file_ending"),
     ],
 )
 def test_files_that_do_not_fit_are_refused(

@@ -129,7 +129,8 @@ def open_fold(trained: TrainedFolds, fold: str, *, trust: Trust) -> nnUNetPredic
             remedy="Take the three from the folder that nnU-Net wrote, untouched",
         ) from error
     _check_plans(predictor, trained.folder)
-    predictor.network.eval()
+    # With nnUNet_compile set, nnU-Net wraps it in torch.compile, which torch.export does not take.
+    predictor.network = getattr(predictor.network, "_orig_mod", predictor.network).eval()
     return predictor
 
 
@@ -236,10 +237,14 @@ def _check_plans(predictor: nnUNetPredictor, folder: Path) -> None:
             rule="its input holds the segmentation of the first stage, which calibration images lack",
             remedy="Quantize the first stage, or a configuration without one",
         )
-    if not predictor.label_manager.foreground_labels:
+    if "file_ending" not in predictor.dataset_json:
         raise ModelError(
-            f"{folder / DATASET} has no label but the background", rule="a segmentation has at least one", remedy=""
+            f"{folder / DATASET} names no file_ending",
+            rule="images are found by it",
+            remedy='Add one, such as ".nii.gz"',
         )
+    if not predictor.label_manager.foreground_labels:
+        raise ModelError(f"{folder / DATASET} has no label but the background", rule="a segmentation has at least one")
 
 
 def _first_line(error: Exception) -> str:

@@ -123,6 +123,7 @@ def put_in(
             facts["trainer"],
             None if axes is None else tuple(axes),
         )
+    predictor.network = module  # with nnUNet_compile set, nnU-Net wraps it in torch.compile
     return predictor
 
 

@@ -17,12 +17,22 @@ if TYPE_CHECKING:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 
-def open_nnunet(source: str, calibration: object, recipe: Recipe) -> tuple[Any, Iterator[Array]]:
+def open_nnunet(
+    source: str, calibration: object, recipe: Recipe, *, validation: object = None
+) -> tuple[Any, Iterator[Array]]:
     """One fold's module and its calibration patches, for whatever takes a module and samples.
+
+    Args:
+        source: As `find_fold` takes it.
+        calibration: The folder of images.
+        recipe: The options.
+        validation: Patches that are prepared already, or none: files would be read without nnU-Net.
 
     Raises:
         FptqError: As for `quantize_nnunet`; also where several folds are meant.
     """
+    if isinstance(validation, str | Path):
+        raise _decided("validation")
     trained = find_fold(source)
     predictor = open_trusted(trained, trained.folds[0], recipe)
     return predictor.network, calibration_patches(predictor, calibration, recipe)
@@ -45,11 +55,7 @@ def checked_recipe(recipe: Recipe) -> Recipe:
     """
     for name in ("preprocess", "patch", "metric", "val", "labels"):
         if getattr(recipe, name) is not None:
-            raise ConfigError(
-                f"{name} with a network of nnU-Net",
-                rule="nnU-Net prepares images and cuts patches itself, and nnUNetv2_evaluate_folder scores label maps",
-                remedy="Leave it out",
-            )
+            raise _decided(name)
     if recipe.task != "generic":
         raise ConfigError(
             f'task = "{recipe.task}" with a network of nnU-Net',
@@ -74,3 +80,11 @@ def calibration_patches(predictor: nnUNetPredictor, calibration: object, recipe:
         )
     cases = find_image_cases(calibration, predictor.dataset_json)
     return foreground_patches(predictor, cases, count=recipe.samples, seed=recipe.seed)
+
+
+def _decided(name: str) -> ConfigError:
+    return ConfigError(
+        f"{name} with a network of nnU-Net",
+        rule="nnU-Net prepares images and cuts patches itself, and nnUNetv2_evaluate_folder scores label maps",
+        remedy="Leave it out",
+    )

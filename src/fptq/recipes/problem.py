@@ -83,7 +83,7 @@ def open_problem(
     """
     if isinstance(network, str) and names_nnunet(network):
         recipe = checked_recipe(recipe)
-        network, calibration = open_nnunet(network, calibration, recipe)
+        network, calibration = open_nnunet(network, calibration, recipe, validation=validation)
     preprocess = preprocess_of(recipe)
     if isinstance(network, str) and names_callable(network) and not Path(network).exists():
         network = load_callable(network)()
