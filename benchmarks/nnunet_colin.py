@@ -22,7 +22,7 @@ from fptq.demo.assets import fetch
 from fptq.types import Array
 
 NAME, CONFIGURATION = "Dataset927_Colin", "3d_fullres"
-LABELS = {"background": 0, "white matter and fluid": 1, "grey matter": 2, "cerebellum": 3}
+LABELS = {"background": 0, "white matter and fluid": 1, "grey matter": 2}
 _SPACING = 2.0
 """Of the copies [mm]."""
 PARTS = {"imagesTr": range(10), "imagesCal": range(100, 104), "imagesTs": range(200, 202)}
@@ -106,8 +106,7 @@ def _head() -> tuple[Array, Array]:
         np.asarray(nibabel.load(fetch(name)).dataobj) for name in ("colin27", "colin27-brain", "colin27-regions")
     )
     labels = np.where(brain > 0, 1, 0)
-    labels[(regions > 0) & (regions < 91)] = 2
-    labels[regions > 90] = 3
+    labels[regions > 0] = 2
     return head.astype(np.float32), labels.astype(np.uint8)
 
 
