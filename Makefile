@@ -3,6 +3,8 @@ CODE := src tests benchmarks examples
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# nnU-Net's packages ask for timm, which brings gigabytes that none of its own networks needs: docs/how-to-nnunet.md
+NNUNET := nnunetv2 dynamic-network-architectures batchgenerators batchgeneratorsv2 acvl-utils
 # One thread a process: two test workers share the cores.
 ONE := OMP_NUM_THREADS=1
 
@@ -44,4 +46,5 @@ $(VENV)/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
+	$(INSTALL) --no-deps $(NNUNET)
 	@touch $@ $(VENV)/.installed-demo

@@ -29,7 +29,9 @@ NAMES = {
     "inspect",
     "load_pretrained",
     "load_recipe",
+    "nnunet_predictor",
     "quantize",
+    "quantize_nnunet",
     "record",
     "sensitivity",
 }

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from fptq.feeds.lengths import bucket_by_length
     from fptq.feeds.record import record
     from fptq.graph.pretrained import load_pretrained
+    from fptq.recipes.nnunet import quantize_nnunet
+    from fptq.recipes.nnunet_predict import nnunet_predictor
     from fptq.recipes.quantize import quantize
     from fptq.recipes.result import Result
     from fptq.recipes.sensitivity import sensitivity
@@ -61,7 +63,9 @@ __all__ = [
     "inspect",
     "load_pretrained",
     "load_recipe",
+    "nnunet_predictor",
     "quantize",
+    "quantize_nnunet",
     "record",
     "sensitivity",
 ]
@@ -75,7 +79,9 @@ _HOMES = {
     "Result": "fptq.recipes.result",
     "bench": "fptq.recipes.survey",
     "inspect": "fptq.recipes.survey",
+    "nnunet_predictor": "fptq.recipes.nnunet_predict",
     "quantize": "fptq.recipes.quantize",
+    "quantize_nnunet": "fptq.recipes.nnunet",
     "sensitivity": "fptq.recipes.sensitivity",
     "Report": "fptq.report.report",
 }

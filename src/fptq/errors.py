@@ -96,14 +96,21 @@ class EngineError(FptqError):
 
 
 class MissingExtra(EngineError):
-    """A package that an optional feature needs is not installed."""
+    """A package that an optional feature needs is not installed.
 
-    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+    Args:
+        package: Its name.
+        extra: The extra of fptq that installs it.
+        purpose: What needs it; the subject of "... needs it".
+        then: A second command, for what an extra cannot install.
+    """
+
+    def __init__(self, package: str, *, extra: str, purpose: str, then: str = "") -> None:
         self.package, self.extra = package, extra
         super().__init__(
             f"{package} is not installed",
             rule=f"{purpose} needs it",
-            remedy=f"Install it with: pip install 'fptq[{extra}]'",
+            remedy=f"Install it with: pip install 'fptq[{extra}]'" + (f" && {then}" if then else ""),
         )
 
 

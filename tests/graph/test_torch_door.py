@@ -10,8 +10,9 @@ from torch import nn  # noqa: E402
 
 from fptq.errors import ConfigError, DataError, ModelError, ParityError  # noqa: E402
 from fptq.graph import from_torch, parity  # noqa: E402
-from fptq.graph.load import LoadOptions, Trust, load  # noqa: E402
+from fptq.graph.load import LoadOptions, load  # noqa: E402
 from fptq.graph.parity import run_graph  # noqa: E402
+from fptq.graph.trust import Trust  # noqa: E402
 
 STATIC = LoadOptions(dynamic="none")
 

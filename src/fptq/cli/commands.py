@@ -63,8 +63,13 @@ def quantize(
     calibration = _calibration(chosen)
     folder = options.writable(output)
     from fptq import recipes
+    from fptq.cli import nnunet
+    from fptq.graph.nnunet import names_nnunet
 
     terminal: Terminal = ctx.obj
+    if names_nnunet(model):
+        nnunet.quantize_folds(terminal, model, chosen, output=folder, command=command_line())
+        return
     with terminal.progress() as progress:
         result = recipes.quantize(
             model,
@@ -109,22 +114,47 @@ def predict(
     ] = None,
     threads: options.Threads = None,
     overwrite: options.Overwrite = False,
+    step_size: Annotated[
+        float | None, typer.Option(metavar="0.5", min=0.01, max=1.0, help="nnU-Net: step of the sliding window.")
+    ] = None,
+    mirroring: Annotated[
+        bool | None, typer.Option("--mirroring/--no-mirroring", help="nnU-Net: the mean over mirrored patches.")
+    ] = None,
+    gaussian: Annotated[
+        bool | None, typer.Option("--gaussian/--no-gaussian", help="nnU-Net: patches count less at their border.")
+    ] = None,
+    probabilities: Annotated[bool, typer.Option("--save-probabilities", help="nnU-Net: .npz files too.")] = False,
 ) -> None:
     """Run a quantized network on new data; interrupted, it goes on."""
-    given = {
+    given: dict[str, object] = {
         "task": task,
         "preprocess": preprocess,
         "overlap": overlap,
         "windows_per_call": windows_per_call,
-        "threads": threads,
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     target = options.writable(output)
     from fptq import recipes
+    from fptq.cli import nnunet
 
     terminal: Terminal = ctx.obj
-    with terminal.progress() as progress:
-        written = recipes.predict(folder, data, output=target, overwrite=overwrite, progress=progress, **chosen)
+    wanted = nnunet.Prediction(
+        threads=threads,
+        overwrite=overwrite,
+        tile_step_size=step_size,
+        use_mirroring=mirroring,
+        use_gaussian=gaussian,
+        save_probabilities=probabilities,
+    )
+    if recipes.is_nnunet_folder(folder):
+        nnunet.refuse(chosen, rule=f"{folder} holds a network of nnU-Net, which prepares images and labels them itself")
+        written = wanted.run(terminal, folder, data, output=target)
+    else:
+        nnunet.refuse(wanted.of_nnunet, rule=f"{folder} holds no network of nnU-Net, whose options these are")
+        if threads is not None:
+            chosen["threads"] = threads
+        with terminal.progress() as progress:
+            written = recipes.predict(folder, data, output=target, overwrite=overwrite, progress=progress, **chosen)
     count = "one result" if len(written) == 1 else f"{len(written)} results"
     terminal.show(f"{count} in {target}", document={"output": str(target), "files": [str(path) for path in written]})
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 _FUNCTION = "package.module:function"
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"ONNX file, .pt2 program or {_FUNCTION}.")]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help=f"ONNX file, .pt2 program, {_FUNCTION}, or nnunet:RESULTS_FOLDER[:FOLD].")
+]
 Calib = Annotated[
     str | None,
     typer.Option(
@@ -93,7 +95,7 @@ Method = Annotated[
 Setting = Annotated[str | None, typer.Option(metavar="qdrop|brecq", help="With --bits: what keeps 8 bits at the ends.")]
 Iterations = Annotated[int | None, typer.Option(metavar="N", help="With --bits: learning steps for each block.")]
 Memory = Annotated[str | None, typer.Option(metavar="4GB", help="With --bits: what learning may keep in RAM.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Read files that can execute code (.pt2).")]
+Trust = Annotated[bool, typer.Option("--trust", help="Read files that can execute code (.pt2, nnU-Net).")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="What fptq quantize wrote.")]
 Data = Annotated[

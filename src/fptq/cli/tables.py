@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from fptq.doctor import Check
-    from fptq.recipes import BenchRow, Inspection, SearchResult, SensitivityTable
+    from fptq.recipes import BenchRow, Inspection, Result, SearchResult, SensitivityTable
 
 _COLOURS = {"ok": "green", "missing": "yellow", "warning": "red", "int8": "green", "float": "yellow"}
 _TONES = {"good": "green", "neutral": "default", "bad": "red"}
@@ -45,6 +45,14 @@ def result(report: Report, folder: Path) -> Iterator[RenderableType]:
     for warning in report.warnings:
         yield Text(f"warning: {warning}", style="yellow")
     yield f"report: {folder / 'report.html'}"
+
+
+def folds(found: Mapping[str, Result], folder: Path) -> Iterator[RenderableType]:
+    """The numbers of each fold of an nnU-Net, and how to use them."""
+    for fold, made in found.items():
+        yield f"fold {fold}"
+        yield from result(made.report, folder / f"fold_{fold}")
+    yield f"label maps: fptq predict {folder} imagesTs/ -o segmentations/"
 
 
 def inspection(found: Inspection) -> Iterator[RenderableType]:

@@ -102,6 +102,13 @@ ASSETS: dict[str, Asset] = {
         licence="BSD-3-Clause (as packaged by Debian)",
         what="the same head with everything but the brain set to 0 (FSL BET)",
     ),
+    "colin27-regions": Asset(
+        archive=_MRICRON,
+        member=f"{_TEMPLATES}aal.nii.gz",
+        sha256="b512dcd3f36b77f56be7a9a038134096e66314b7e8c31d25875b96bcf6991454",
+        licence="BSD-3-Clause (as packaged by Debian)",
+        what="its automated anatomical labelling (AAL), 116 regions of grey matter",
+    ),
     "averaged-head": Asset(
         archive=PyPI("pydeface", "2.1.0"),
         member="pydeface/data/mean_reg2mean.nii.gz",

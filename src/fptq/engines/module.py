@@ -38,7 +38,7 @@ class EngineModule(torch.nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The original module's result, computed by the engine."""
         tensors = self._signature.feeds(args, kwargs)
-        feeds = {name: _array(torch.as_tensor(tensor)) for name, tensor in tensors.items()}
+        feeds = {name: as_array(torch.as_tensor(tensor)) for name, tensor in tensors.items()}
         outputs: Mapping[str, Any] = self._runner(feeds)
         device = next((t.device for t in tensors.values() if isinstance(t, torch.Tensor)), torch.device("cpu"))
         dtypes = self._signature.dtypes
@@ -46,5 +46,6 @@ class EngineModule(torch.nn.Module):
         return self._signature.result({name: t.to(device, dtypes.get(name, t.dtype)) for name, t in results.items()})
 
 
-def _array(tensor: torch.Tensor) -> Array:
+def as_array(tensor: torch.Tensor) -> Array:
+    """A tensor as a session takes it."""
     return widened(tensor.detach().cpu()).contiguous().numpy()

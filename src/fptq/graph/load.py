@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -19,10 +18,12 @@ from fptq.graph.axes import Axes, fix_axes, parse_axes, require_axes, symbols
 from fptq.graph.canonical import Canonical, canonicalize
 from fptq.graph.check import check_whole
 from fptq.graph.model import Model
+from fptq.graph.nnunet import find_fold, names_nnunet, open_fold, random_patch
 from fptq.graph.opset import quiet
 from fptq.graph.pretrained import is_pretrained, load_pretrained, missing
 from fptq.graph.rest import put_to_rest, settle
 from fptq.graph.sample import example_feeds, random_feeds
+from fptq.graph.trust import Trust
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,13 +31,6 @@ if TYPE_CHECKING:
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 _CHECKPOINTS = frozenset({".pt", ".pth", ".ckpt", ".bin", ".pkl", ".safetensors", ".tar"})
-
-
-class Trust(Enum):
-    """Whether files that can execute code when they are read may be read."""
-
-    NOTHING = "nothing"
-    SOURCE = "source"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +41,8 @@ class LoadOptions:
         dynamic: "auto": the batch and the axes that differ between samples for a module, those that the file leaves
             open for ONNX. "none": every axis has the example's size. Otherwise the axes by name, such as
             "x:0=batch,x:2=depth"; all others have the example's size.
-        trust: `.pt2` files hold pickled parts, which can execute code: they need `Trust.SOURCE`.
+        trust: `.pt2` files and checkpoints of nnU-Net hold pickled parts, which can execute code: they need
+            `Trust.SOURCE`.
     """
 
     dynamic: str = "auto"
@@ -61,8 +56,8 @@ def load(
 
     Args:
         source: The path of an ONNX file (or, trusted, of a `.pt2` program), the folder of a Hugging Face checkpoint,
-            an `onnx.ModelProto`, an `onnx_ir.Model`, an `nn.Module`, or "package.module:function" for a function that
-            returns one of these.
+            an `onnx.ModelProto`, an `onnx_ir.Model`, an `nn.Module`, "nnunet:FOLDER:FOLD" for a result of nnU-Net, or
+            "package.module:function" for a function that returns one of these.
         example: One sample: a tensor or array, a tuple or mapping of them, or a recorded call `(args, kwargs)`.
             A module needs it; a file is checked with random inputs without it.
         others: More samples, of which only the shapes matter: axes that differ become dynamic.
@@ -81,6 +76,8 @@ def load(
 
 
 def _loaded(source: object, example: object, others: Sequence[object], options: LoadOptions) -> Model:
+    if isinstance(source, str) and names_nnunet(source):
+        return _load_fold(source, options)
     if isinstance(source, str) and _FUNCTION.fullmatch(source) and not Path(source).exists():
         made = _loaded(_call(source), example, others, options)
         return replace(made, source=source)
@@ -99,6 +96,14 @@ def _loaded(source: object, example: object, others: Sequence[object], options: 
         rule="a network is an ONNX file, an onnx or onnx_ir model, or a torch.nn.Module",
         remedy="Give one of these, or package.module:function for a function that returns one",
     )
+
+
+def _load_fold(source: str, options: LoadOptions) -> Model:
+    """A network of nnU-Net, which says itself what it takes."""
+    trained = find_fold(source)
+    predictor = open_fold(trained, trained.folds[0], trust=options.trust)
+    made = _load_module(predictor.network, random_patch(predictor), (), replace(options, dynamic="none"))
+    return replace(made, source=source)
 
 
 def _load_path(path: Path, example: object, options: LoadOptions) -> Model:

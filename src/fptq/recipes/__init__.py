@@ -1,6 +1,8 @@
 """The verbs that users call, each a story on one page."""
 
 from fptq.recipes.demo import demo_brain
+from fptq.recipes.nnunet import FoldResults, quantize_nnunet
+from fptq.recipes.nnunet_predict import is_nnunet_folder, nnunet_predictor, predict_nnunet
 from fptq.recipes.predict import predict
 from fptq.recipes.quantize import quantize
 from fptq.recipes.result import Result
@@ -11,6 +13,7 @@ from fptq.recipes.survey import BenchRow, Inspection, InspectionRow, bench, insp
 __all__ = [
     "FORMATS",
     "BenchRow",
+    "FoldResults",
     "Inspection",
     "InspectionRow",
     "Result",
@@ -22,8 +25,12 @@ __all__ = [
     "bench",
     "demo_brain",
     "inspect",
+    "is_nnunet_folder",
+    "nnunet_predictor",
     "predict",
+    "predict_nnunet",
     "quantize",
+    "quantize_nnunet",
     "search",
     "sensitivity",
 ]

@@ -22,6 +22,7 @@ from fptq.feeds.scans import NIFTI, is_scan, label_image, suffix
 from fptq.feeds.source import FileItems, IterableItems, open_items, prepared
 from fptq.graph.load import read_onnx
 from fptq.graph.model import Model, TensorInfo
+from fptq.recipes.nnunet import FACTS_FILE
 from fptq.recipes.problem import preprocess_of, threads_of, volume_input
 from fptq.recipes.result import MODEL_FILE, PACKED_FILE
 from fptq.recipes.resume import Origin, Todo, forget, inside, kept
@@ -158,6 +159,12 @@ def _read(folder: Path, options: Mapping[str, object]) -> _Saved:
     if path is None:
         lacks = "has no model.onnx" if folder.is_dir() else "is a file" if folder.exists() else "does not exist"
         raise ConfigError(f"{folder} {lacks}", remedy="Give the folder that fptq quantize wrote")
+    if (folder.parent / FACTS_FILE).is_file():
+        raise ConfigError(
+            f"{folder} is one fold of a network of nnU-Net",
+            rule="nnU-Net prepares its images, for all folds together",
+            remedy=f"Give {folder.parent}",
+        )
     graph_model = read_onnx(path)
     metadata = graph_model.metadata_props
     if "fptq.engine" not in metadata:

@@ -20,9 +20,12 @@ from fptq.feeds import Image, ImageSpec, Part, Preprocess, PreprocessSpec, image
 from fptq.feeds.callables import names_callable
 from fptq.feeds.scans import Scan
 from fptq.feeds.source import open_items
-from fptq.graph.load import LoadOptions, Trust, load
+from fptq.graph.load import LoadOptions, load
 from fptq.graph.model import Model, TensorInfo
+from fptq.graph.nnunet import names_nnunet
 from fptq.graph.pretrained import is_pretrained, load_pretrained
+from fptq.graph.trust import Trust
+from fptq.recipes.nnunet_source import checked_recipe, open_nnunet
 from fptq.recipes.proteins import as_runs, as_samples, protein_task
 from fptq.tasks import ClassificationTask, MetricTask, SegmentationTask, Task, VolumeInput, open_cases, open_labelled
 from fptq.types import Feeds, FeedSource, Runner
@@ -78,6 +81,9 @@ def open_problem(
         validation: Unlabelled samples for the agreement; without them some of the calibration set are held out.
         task: How the network is scored.
     """
+    if isinstance(network, str) and names_nnunet(network):
+        recipe = checked_recipe(recipe)
+        network, calibration = open_nnunet(network, calibration, recipe, validation=validation)
     preprocess = preprocess_of(recipe)
     if isinstance(network, str) and names_callable(network) and not Path(network).exists():
         network = load_callable(network)()

@@ -17,8 +17,9 @@ from fptq.engines.benchmark import interleaved
 from fptq.engines.cpu import made_elsewhere
 from fptq.engines.footprint import footprint
 from fptq.errors import ConfigError
-from fptq.graph.load import LoadOptions, Trust, load, read_onnx
+from fptq.graph.load import LoadOptions, load, read_onnx
 from fptq.graph.sample import random_feeds
+from fptq.graph.trust import Trust
 from fptq.graph.write import file_bytes
 from fptq.plan import PROFILES
 from fptq.plan.place import survey
