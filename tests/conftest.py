@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import locale
 from collections.abc import Callable
 
 import numpy as np
@@ -137,4 +138,6 @@ def series():
             (folder / "slice.dcm").rename(folder / names.format(f"IM{z:04d}"))
         return folder
 
-    return write
+    kept = locale.setlocale(locale.LC_ALL)
+    yield write
+    locale.setlocale(locale.LC_ALL, kept)  # writing leaves the process in the locale "C"

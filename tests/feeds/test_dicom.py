@@ -1,5 +1,7 @@
 """DICOM series made with SimpleITK, read back where they lie in the patient."""
 
+import locale
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,13 @@ def test_a_series_is_a_scan_in_hounsfield_units_near_ras(series, tmp_path, names
     np.testing.assert_allclose(np.linalg.norm(scan.affine[:3, :3], axis=0), SPACING)
     last = np.array([5, 4, 0, 1.0])
     np.testing.assert_allclose((scan.affine @ last)[:3], [10, 20, 0])  # the file's first voxel, in RAS
+
+
+def test_the_locale_of_the_process_stays(series, tmp_path):
+    folder = series(tmp_path / "ct", volume())
+    kept = locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    read_scan(folder)
+    assert locale.setlocale(locale.LC_ALL) == kept
 
 
 def test_a_series_with_turned_axes(series, tmp_path):

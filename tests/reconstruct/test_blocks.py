@@ -40,7 +40,7 @@ def test_residual_blocks_and_single_layers(resnet: Model) -> None:
 
 
 def test_every_quantizer_of_a_block_is_inside(resnet: Model) -> None:
-    plan = plan_of(resnet, variant=4)
+    plan = plan_of(resnet, variant=5)
     blocks = blocks_of(resnet, plan)
     inside = [p for block in blocks for p in (*block.weights, *block.activations)]
     assert sorted(inside) == sorted(plan.specs), "additions and pooling are quantized here, inside blocks"
@@ -113,7 +113,7 @@ def test_attention_and_the_layers_behind_it_are_blocks(make_net) -> None:
         }""",
         dict.fromkeys(("wq", "wk", "wv", "wo", "w1", "w2"), (8, 8)) | dict.fromkeys(("g0", "h0", "g1", "h1"), (8,)),
     )
-    plan = plan_of(model, variant=3)
+    plan = plan_of(model, variant=4)
     assert found(model, plan) == [("wk", "wo", "wq", "wv"), ("w1", "w2")]
     first, second = blocks_of(model, plan)
     assert (first.output, second.output, first.channels) == ("a", "y", -1)

@@ -308,7 +308,7 @@ def test_predictions_run_every_so_often_on_some_rows(executor, encoding, images,
 
 
 def test_skips_are_beside_the_suffix(cnn, samples, make_encoding, quick) -> None:
-    start, executor = make_encoding(cnn, samples, variant=4), Executor.open(cnn)
+    start, executor = make_encoding(cnn, samples, variant=5), Executor.open(cnn)
     for name in ("auto", "qdrop"):
         found = reconstruct(executor, start, samples, method=quick(name))
         assert error(executor, found.encoding, samples) < error(executor, start, samples)

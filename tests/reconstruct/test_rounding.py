@@ -153,7 +153,7 @@ def test_a_short_run_has_rates_that_reach_as_far() -> None:
 
 
 def test_scales_that_are_shared_in_the_file_are_learned_as_one(resnet, images, make_encoding) -> None:
-    encoding = make_encoding(resnet, images, variant=4)
+    encoding = make_encoding(resnet, images, variant=5)
     groups = groups_of(encoding)
     assert set(groups) == set(encoding.plan.specs)
     readers = [p for p in encoding.plan.activations if p.value == "a"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import locale
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +40,8 @@ def read_series(folder: Path) -> Any:
     sitk = optional("SimpleITK", extra="dicom", purpose="reading DICOM series")
     nibabel = optional("nibabel", extra="dicom", purpose="reading DICOM series")
     try:
-        image = _read(sitk, folder)
+        with _locale_kept():
+            image = _read(sitk, folder)
     except RuntimeError as error:  # SimpleITK's only error: the last line says what, the others where in its source
         reason = str(error).strip().splitlines()[-1]
         raise DataError(f"{folder} cannot be read as DICOM: {reason}", remedy="Mend or drop this series") from error
@@ -49,6 +53,16 @@ def read_series(folder: Path) -> Any:
     # DICOM's axes lead to the left and the back, NIfTI's to the right and the front.
     affine[:2] *= -1
     return nibabel.Nifti1Image(_stored(sitk.GetArrayFromImage(image).T), affine)
+
+
+@contextmanager
+def _locale_kept() -> Iterator[None]:
+    """ITK's DICOM reader leaves the process in the locale "C" (SimpleITK 2.5.7): other files are read as ASCII then."""
+    kept = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, kept)
 
 
 def _read(sitk: Any, folder: Path) -> Any:
