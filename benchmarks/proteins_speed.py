@@ -52,7 +52,8 @@ def main() -> None:
         _prepare(folder, calibration)
         files = _files(folder, python)
         if "latency" in arguments.parts:
-            _keep(folder, "latency", _latency(files, rounds=arguments.rounds, seconds=arguments.seconds))
+            for shape, times in _latency(files, rounds=arguments.rounds, seconds=arguments.seconds):
+                _keep(folder, "latency", _read(folder, "latency") | {shape: times})
         if "scores" in arguments.parts:
             _keep(folder, "scores", _scores(files, folder, evaluation))
         _keep(folder, "files", {label: file.error or f"{file.size_mb:.2f}" for label, file in files.items()})
@@ -109,19 +110,18 @@ def _files(folder: Folder, python: Path) -> dict[str, Artifact]:
     return {file.label: file for file in (whole, *made)}
 
 
-def _latency(files: Mapping[str, Artifact], *, rounds: int, seconds: float) -> dict[str, Times]:
+def _latency(files: Mapping[str, Artifact], *, rounds: int, seconds: float) -> Iterator[tuple[str, Times]]:
     """By shape, file and setting; a peer enters with the preset that is fastest at that shape and setting."""
     usable = {label: file for label, file in files.items() if not file.error}
-    found: dict[str, Times] = {}
     for batch, length in SHAPES:
         feeds = _tokens(batch, length)
-        times = found.setdefault(f"{batch} x {length}", {})
+        times: Times = {}
         for group in ((OPENVINO_F32, OPENVINO), (ONNXRUNTIME,)):
             timed = latencies(dict(_sessions(group, usable, feeds)), feeds, rounds=rounds, seconds=seconds)
             for name, latency in timed.items():
                 label, setting = name.split("|")
                 times.setdefault(label, {})[setting] = latency
-    return found
+        yield f"{batch} x {length}", times
 
 
 def _sessions(group: tuple[Setting, ...], files: Mapping[str, Artifact], feeds: Feeds) -> Iterator[tuple[str, Session]]:
