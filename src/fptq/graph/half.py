@@ -17,6 +17,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from fptq.errors import ModelError
 from fptq.graph import query
+from fptq.graph.rest import drop_unread
 from fptq.types import Array
 
 NORMALISATIONS = frozenset(
@@ -67,7 +68,7 @@ def halved(model: ir.Model, *, single: frozenset[str] = NORMALISATIONS) -> ir.Mo
         else:
             _halve(node, casts, changed.opset_imports)
     _restore_outputs(changed.graph)
-    _drop_unused(changed.graph)
+    drop_unread(changed.graph)
     return changed
 
 
@@ -185,10 +186,3 @@ def _restore_outputs(graph: ir.Graph) -> None:
         cast = node.outputs[0]
         cast.name, cast.shape, cast.dtype = name, output.shape, _FLOAT
         graph.outputs[at] = cast
-
-
-def _drop_unused(graph: ir.Graph) -> None:
-    outputs = set(graph.outputs)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and value not in outputs:
-            del graph.initializers[name]

@@ -140,3 +140,11 @@ def _release(tensor: ir.TensorProtocol) -> None:
     if isinstance(tensor, ir.ExternalTensor):
         with contextlib.suppress(BufferError):  # an array of it is still in use
             tensor.release()
+
+
+def drop_unread(graph: ir.Graph) -> None:
+    """Drop the stored tensors that no node reads and the network does not return."""
+    outputs = set(graph.outputs)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and value not in outputs:
+            del graph.initializers[name]

@@ -13,7 +13,7 @@ from fptq.errors import ModelError
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
-from fptq.graph.rest import Shelf, unmap
+from fptq.graph.rest import Shelf, drop_unread, unmap
 from fptq.numerics import PerBlock, PerChannel, PerTensor, QuantizerSpec, UniformParams, quantize
 from fptq.plan.encoding import Encoding
 from fptq.types import Array
@@ -59,7 +59,7 @@ def materialize(model: Model, encoding: Encoding) -> Model:
                 node.replace_input_with(index, quantized)
     _write_biases(graph, encoding)
     _drop_unused_clips(graph)
-    _drop_unused_initializers(graph)
+    drop_unread(graph)
     return model.with_graph(changed)
 
 
@@ -283,13 +283,6 @@ def _drop_unused_clips(graph: ir.Graph) -> None:
     for node in reversed(list(graph)):
         if node.op_type in _CLIPS and not node.outputs[0].uses() and not node.outputs[0].is_graph_output():
             graph.remove(node, safe=True)
-
-
-def _drop_unused_initializers(graph: ir.Graph) -> None:
-    outputs = set(graph.outputs)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and value not in outputs:
-            del graph.initializers[name]
 
 
 def _unknown(kind: str, name: str) -> ModelError:
