@@ -218,6 +218,24 @@ def test_what_gains_on_a_few_samples_only_is_chance(spiky, tmp_path, gaining: in
         assert reasons(first(decisions))["per token"] == "2 of 4 held-out samples gain by it: chance"
 
 
+def test_the_best_so_far_runs_once_however_many_candidates_there_are(spiky, tmp_path) -> None:
+    judged: list[Encoding] = []
+
+    def each(_: Model, encoding: Encoding) -> list[float]:
+        judged.append(encoding)
+        return [30.0 + len(policies_in(encoding))] * 4
+
+    bench = bench_for(spiky, wanting("pieces", "two regions", "per token"), tmp_path)
+    decisions = Contest(bench=bench, clock=clock(), judges=each, limit=1.0).decide()
+    gaining = [
+        [attempt for attempt in one.attempts if attempt.after_db is not None and attempt.after_db > one.before_db]
+        for one in decisions.made
+    ]
+    assert max(map(len, gaining)) > 1
+    assert all(one.winner is not None for one, found in zip(decisions.made, gaining, strict=True) if found)
+    assert len(judged) == sum(len(found) + 1 for found in gaining if found)
+
+
 def test_what_may_take_more_than_the_budget_goes(spiky, tmp_path) -> None:
     times = clock(per_token=LATENCY_BUDGET + 1.01)
     found, decisions = decided(spiky, wanting("per token"), tmp_path, clock=times, limit=LATENCY_BUDGET)
