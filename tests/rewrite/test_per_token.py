@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from fptq.graph.model import Model
 from fptq.graph.write import save
 from fptq.numerics import QuantizerSpec, params_from_range, quantize
 from fptq.plan import PROFILES, Encoding, Placement, Plan, materialize, place
-from fptq.rewrite import ProductInput, product_inputs, takes_tokens, tokens_scaled
+from fptq.rewrite import ProductInput, applied, product_inputs, scale_tokens, takes_tokens
 from fptq.rewrite.per_token import LEAST, reach
 
 BOTH = [pytest.param(name, marks=pytest.mark.engine(name)) for name in ("onnxruntime", "openvino")]
@@ -87,7 +88,7 @@ def case(net: Callable, name: str, *, spec: QuantizerSpec = U8, ends: tuple[floa
     encoding = calibrate(model, planned(model, spec), [{"x": drawn(shape)}])
     (cut,) = product_inputs(model, encoding.plan)
     assert takes_tokens(model, cut)
-    changed, scaled = tokens_scaled(model, encoding, cut=cut, ends=ends)
+    changed, scaled = applied(model, encoding, partial(scale_tokens, cut=cut, ends=ends))
     return Case(model=model, encoding=encoding, cut=cut, changed=changed, scaled=scaled)
 
 

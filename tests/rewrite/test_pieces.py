@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from fptq.graph.model import Model
 from fptq.graph.write import save
 from fptq.numerics import QuantizerSpec, fake_quantize, params_from_range
 from fptq.plan import PROFILES, Encoding, Placement, Plan, materialize, place
-from fptq.rewrite import Pieces, ProductInput, in_pieces, product_inputs
+from fptq.rewrite import Pieces, ProductInput, applied, cut_in_pieces, product_inputs
 
 BOTH = [pytest.param(name, marks=pytest.mark.engine(name)) for name in ("onnxruntime", "openvino")]
 U8, S8 = QuantizerSpec(signed=False, symmetric=False), QuantizerSpec()
@@ -91,7 +92,7 @@ def test_pieces_of_a_value_are_codes_of_one_scale() -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_the_float_network_computes_the_same_whatever_its_input(net: Callable, tmp_path: Path, name: str) -> None:
     model, encoding, cut, pieces = case(net, name)
-    changed, _ = in_pieces(model, encoding, cut=cut, pieces=pieces)
+    changed, _ = applied(model, encoding, partial(cut_in_pieces, cut=cut, pieces=pieces))
     assert {str(node.name) for node in model.graph} <= {str(node.name) for node in changed.graph}
     for factor in (1, 1000):  # far beyond the last piece
         x = drawn(model, seed=2) * np.float32(factor)
@@ -108,7 +109,7 @@ def test_engines_compute_what_the_numerics_say(
     if (name, spec, engine) == ("conv", S8, "openvino"):
         pytest.skip("OpenVINO computes wrong numbers for signed codes that reach a convolution through a Concat")
     model, encoding, cut, pieces = case(net, name, spec)
-    changed, longer = in_pieces(model, encoding, cut=cut, pieces=pieces)
+    changed, longer = applied(model, encoding, partial(cut_in_pieces, cut=cut, pieces=pieces))
     x = drawn(model)
     seen = np.moveaxis(-x, cut.axis, -1)
     inner = np.moveaxis(pieces.fake_quantize(seen.reshape(-1, 8), spec).reshape(seen.shape), -1, cut.axis)
@@ -130,7 +131,7 @@ def test_engines_compute_what_the_numerics_say(
 @pytest.mark.parametrize("engine", BOTH)
 def test_there_is_one_product_and_it_runs_on_an_integer_kernel(net: Callable, tmp_path: Path, engine: str) -> None:
     model, encoding, cut, pieces = case(net, "gemm" if engine == "onnxruntime" else "matmul")
-    changed, longer = in_pieces(model, encoding, cut=cut, pieces=pieces)
+    changed, longer = applied(model, encoding, partial(cut_in_pieces, cut=cut, pieces=pieces))
     made = materialize(changed, longer)
     ops = [node.op_type for node in made.graph]
     assert ops.count("Gemm") + ops.count("MatMul") == 1
@@ -145,7 +146,7 @@ def test_rows_that_stand_again_have_the_codes_of_the_first(net: Callable) -> Non
     (weight,) = encoding.plan.weights
     learned = np.random.default_rng(0).integers(-127, 128, (16, 8))
     encoding = replace(encoding, codes={weight: learned})
-    changed, longer = in_pieces(model, encoding, cut=cut, pieces=pieces)
+    changed, longer = applied(model, encoding, partial(cut_in_pieces, cut=cut, pieces=pieces))
     new = Placement("Gemm_1_pieces_weight", "Gemm_1", 1)
     np.testing.assert_array_equal(longer.codes[new], learned[:, [*range(8), 1, 4, 6, 1, 6, 6]])
     np.testing.assert_array_equal(longer.params[new].scale, encoding.params[weight].scale)
@@ -164,5 +165,5 @@ def test_other_readers_of_the_activation_still_read_it(net: Callable, tmp_path: 
     encoding = calibrate(model, plan, [{"x": drawn(model)}])
     (cut,) = product_inputs(model, encoding.plan)
     pieces = Pieces(params=params_from_range(U8, -1.0, 1.0), rounds=ROUNDS)
-    changed, _ = in_pieces(model, encoding, cut=cut, pieces=pieces)
+    changed, _ = applied(model, encoding, partial(cut_in_pieces, cut=cut, pieces=pieces))
     np.testing.assert_allclose(run(changed, drawn(model), tmp_path), run(model, drawn(model), tmp_path), atol=1e-5)

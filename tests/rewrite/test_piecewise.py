@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from fptq.numerics import (
     params_from_breakpoints,
 )
 from fptq.plan import PROFILES, Encoding, Placement, Plan, materialize, place
-from fptq.rewrite import ProductInput, Regions, branched, product_inputs
+from fptq.rewrite import ProductInput, Regions, applied, cut_in_regions, product_inputs
 
 ENGINE_NAMES = ["onnxruntime", "openvino"]
 OUTLIERS = (1, 6)
@@ -105,7 +106,7 @@ def case(
     (cut,) = product_inputs(model, encoding.plan)
     params = params_from_breakpoints(PiecewiseSpec(region=spec, regions=regions), -61.0, 61.0, INNER[regions])
     cut_at = Regions(params=params, channels=channels)
-    changed, cut_encoding = branched(model, encoding, cut=cut, regions=cut_at)
+    changed, cut_encoding = applied(model, encoding, partial(cut_in_regions, cut=cut, regions=cut_at))
     return Case(model=model, encoding=encoding, cut=cut, regions=cut_at, changed=changed, cut_encoding=cut_encoding)
 
 
@@ -191,7 +192,9 @@ def test_heavy_tails_cost_less_in_two_regions(net: Callable, tmp_path: Path, eng
     rest = -np.delete(x, [5, 40], axis=1)
     inner = [(float(rest.min()), float(rest.max()))]
     params = params_from_breakpoints(PiecewiseSpec(region=U8), float(-x.max()), float(-x.min()), inner)
-    changed, in_two = branched(model, uniform, cut=cut, regions=Regions(params=params, channels=(5, 40)))
+    changed, in_two = applied(
+        model, uniform, partial(cut_in_regions, cut=cut, regions=Regions(params=params, channels=(5, 40)))
+    )
     exact = run(model, x, tmp_path)
     errors = [
         np.square(run(materialize(made, encoding), x, tmp_path, engine=engine) - exact).mean()
@@ -238,7 +241,7 @@ def test_learned_codes_of_a_part_are_those_of_the_whole(net: Callable) -> None:
     (weight,) = found.encoding.plan.weights
     learned = np.random.default_rng(0).integers(-127, 128, (16, 8))
     encoding = replace(found.encoding, codes={weight: learned})
-    _, cut = branched(found.model, encoding, cut=found.cut, regions=found.regions)
+    _, cut = applied(found.model, encoding, partial(cut_in_regions, cut=found.cut, regions=found.regions))
     np.testing.assert_array_equal(cut.codes[Placement("Gemm_1_tail_weight", "Gemm_1_tail", 1)], learned[:, [1, 6]])
 
 
@@ -255,7 +258,9 @@ def test_readers_of_one_activation_share_its_parts(net: Callable, tmp_path: Path
     assert cut.readers == ("MatMul_1", "MatMul_2")
     assert cut.weights == 80
     params = params_from_breakpoints(PiecewiseSpec(region=U8), -61.0, 61.0, [(-1.7, 1.6)])
-    changed, both = branched(model, encoding, cut=cut, regions=Regions(params=params, channels=OUTLIERS))
+    changed, both = applied(
+        model, encoding, partial(cut_in_regions, cut=cut, regions=Regions(params=params, channels=OUTLIERS))
+    )
     assert sum(node.op_type == "Gather" for node in changed.graph) == 1
     quantizers = [node for node in materialize(changed, both).graph if node.op_type == "QuantizeLinear"]
     assert len(quantizers) == 2
@@ -265,7 +270,7 @@ def test_readers_of_one_activation_share_its_parts(net: Callable, tmp_path: Path
 def test_new_nodes_come_from_the_users_node(net: Callable) -> None:
     found = case(net, "matmul")
     model = replace(found.model, origin={"MatMul_1": ("encoder.0.dense",)})
-    changed, _ = branched(model, found.encoding, cut=found.cut, regions=found.regions)
+    changed, _ = applied(model, found.encoding, partial(cut_in_regions, cut=found.cut, regions=found.regions))
     assert {changed.module_of(str(node.name)) for node in changed.graph} == {"", "encoder.0.dense"}
     assert changed.module_of("MatMul_1_tail") == "encoder.0.dense"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from fptq.numerics import (
     params_from_breakpoints,
 )
 from fptq.plan import Encoding, Placement, Plan, Refusal, materialize
-from fptq.rewrite import float_inputs, product_inputs, summed
+from fptq.rewrite import applied, float_inputs, product_inputs, sum_regions
 
 BOTH = [pytest.param(name, marks=pytest.mark.engine(name)) for name in ("onnxruntime", "openvino")]
 SPECS = [
@@ -63,7 +64,7 @@ def cut(net: Callable, spec: QuantizerSpec, regions: int = 2) -> tuple[Model, Mo
     (found,) = float_inputs(encoding.plan)
     whole = PiecewiseSpec(region=spec, regions=regions)
     params = params_from_breakpoints(whole, -61.0, 70.0, INNER[regions])
-    changed, cut_encoding = summed(model, encoding, cut=found, params=params)
+    changed, cut_encoding = applied(model, encoding, partial(sum_regions, cut=found, params=params))
     return model, changed, cut_encoding, params
 
 
@@ -138,7 +139,7 @@ def test_two_float_readers_share_the_parts_and_others_read_the_value_itself(net:
     encoding = calibrate(model, Plan(engine="", specs=specs, refusals=refusals), [{"x": drawn(model)}])
     (found,) = float_inputs(encoding.plan)
     params = params_from_breakpoints(PiecewiseSpec(region=SPECS[0]), -61.0, 70.0, INNER[2])
-    changed, cut_encoding = summed(model, encoding, cut=found, params=params)
+    changed, cut_encoding = applied(model, encoding, partial(sum_regions, cut=found, params=params))
     written = materialize(replace(changed, origin={}), cut_encoding)
     assert sum(node.op_type == "QuantizeLinear" for node in written.graph) == 2
     residual = query.node_named(written.graph_model, "Add_4")
