@@ -26,7 +26,8 @@ from fptq.recipes.policies.contest import FEW_OFFERS, LATENCY_BUDGET, WORTH_DB, 
 from fptq.recipes.policies.decisions import Choice, Decision, Decisions, choices_of
 from fptq.recipes.policies.spots import Spot, worst_spots
 from fptq.recipes.problem import Problem
-from fptq.recipes.refine import EFFORTS, Bench, Refined, unrefined
+from fptq.recipes.refine import EFFORTS
+from fptq.recipes.workbench import Bench, Refined, unrefined
 
 BOTH = [pytest.param(name, marks=pytest.mark.engine(name)) for name in DEPLOYABLE]
 WIDE = 64

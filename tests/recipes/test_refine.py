@@ -21,7 +21,8 @@ from fptq.plan import PROFILES, materialize, place
 from fptq.plan.encoding import Encoding
 from fptq.recipes import refine as refining
 from fptq.recipes.problem import Problem
-from fptq.recipes.refine import MARGIN, Refined, refine, unrefined
+from fptq.recipes.refine import refine
+from fptq.recipes.workbench import MARGIN, Refined, unrefined
 from fptq.rewrite.channels import channel_means
 
 ENGINE = "onnxruntime"

@@ -20,7 +20,7 @@ from fptq.plan.float_inputs import quantized_for_float, with_float_inputs
 from fptq.recipes.policies import everywhere
 from fptq.recipes.policies.offer import rewriting
 from fptq.recipes.policies.spots import extremes_of, lossy_inputs
-from fptq.recipes.refine import Refined, unrefined
+from fptq.recipes.workbench import Refined, unrefined
 from fptq.rewrite import Change
 
 BOTH = [pytest.param(name, marks=pytest.mark.engine(name)) for name in ("onnxruntime", "openvino")]

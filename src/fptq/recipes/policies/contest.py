@@ -18,7 +18,8 @@ from fptq.recipes.policies import POLICIES
 from fptq.recipes.policies.decisions import Attempt, Choice, Cost, Decision, Decisions
 from fptq.recipes.policies.offer import Offer
 from fptq.recipes.policies.spots import Spot, spot_at, worst_spots
-from fptq.recipes.refine import EFFORTS, MARGIN, Bench, Refined
+from fptq.recipes.refine import EFFORTS
+from fptq.recipes.workbench import MARGIN, Bench, Refined
 
 LATENCY_BUDGET = 0.15
 """Latency that all policies may add together, as a share of that of uniform int8."""

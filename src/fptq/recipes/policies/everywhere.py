@@ -17,7 +17,7 @@ from fptq.numerics import PiecewiseSpec, fake_quantize, fake_quantize_piecewise
 from fptq.recipes.policies.offer import rewriting
 from fptq.recipes.policies.spots import Extremes, Reaching, lossy_inputs, reaching
 from fptq.recipes.policies.two_regions import NAMES, NEGLIGIBLE_DB, Tails, tails_of_all_channels, tails_of_few_channels
-from fptq.recipes.refine import Refined
+from fptq.recipes.workbench import Refined
 from fptq.rewrite import Change, float_inputs, sum_regions
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from fptq.recipes.refine import Refined
+from fptq.recipes.workbench import Refined
 from fptq.rewrite import Change, applied
 
 

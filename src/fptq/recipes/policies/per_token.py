@@ -8,7 +8,7 @@ from functools import partial
 from fptq.numerics import fake_quantize, params_from_range
 from fptq.recipes.policies.offer import Offer, rewriting
 from fptq.recipes.policies.spots import Spot
-from fptq.recipes.refine import Bench
+from fptq.recipes.workbench import Bench
 from fptq.rewrite import scale_tokens, takes_tokens
 from fptq.rewrite.per_token import Ends, reach
 

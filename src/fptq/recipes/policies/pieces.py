@@ -12,7 +12,7 @@ from fptq.plan import PROFILES
 from fptq.recipes.policies.offer import Offer, rewriting
 from fptq.recipes.policies.spots import Spot
 from fptq.recipes.policies.two_regions import FEW, NEGLIGIBLE_DB, centres
-from fptq.recipes.refine import Bench
+from fptq.recipes.workbench import Bench
 from fptq.rewrite import Pieces, cut_in_pieces
 
 _EVEN = (2, 3, 4, 6, 8)

@@ -15,7 +15,7 @@ from fptq.calibrate.sketch import Sketch
 from fptq.calibrate.states import Kind
 from fptq.feeds import Part
 from fptq.numerics import fake_quantize
-from fptq.recipes.refine import Refined
+from fptq.recipes.workbench import Refined
 from fptq.rewrite import ProductInput, product_inputs
 from fptq.rewrite.channels import channel_extremes, channel_rows
 from fptq.types import Array, FeedSource

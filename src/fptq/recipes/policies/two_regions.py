@@ -17,7 +17,7 @@ from fptq.calibrate.piecewise import piecewise_params, sketched_sqnr
 from fptq.numerics import PiecewiseSpec, fake_quantize_piecewise, params_from_breakpoints
 from fptq.recipes.policies.offer import Offer, rewriting
 from fptq.recipes.policies.spots import Reaching, Spot
-from fptq.recipes.refine import Bench
+from fptq.recipes.workbench import Bench
 from fptq.rewrite import Change, Regions, cut_in_regions
 
 REGIONS: Mapping[str, int] = MappingProxyType({"two": 2, "three": 3})
