@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,7 @@ from fptq.errors import BudgetError
 from fptq.graph.write import save
 from fptq.recipes.costs import Target, cost_table
 from fptq.recipes.formats import Format
-from fptq.recipes.mix import Mix, Point, emulated
+from fptq.recipes.mix import Mix, Point, about_sizes
 from fptq.recipes.problem import Problem
 from fptq.recipes.scoring import Scorer
 from fptq.recipes.study import Realized, Study, check, refined_study
@@ -272,7 +272,7 @@ class _Search:
             chosen=points[0],
             realized=self._realized(unique[0]),
             budget=self.budget,
-            notes=tuple(dict.fromkeys((*self.notes, *self._about_sizes(unique[0])))),
+            notes=tuple(dict.fromkeys((*self.notes, *about_sizes(unique[0], self.study, self.found)))),
         )
 
     def _point(self, assignment: Assignment, verdict: accuracy.Verdict | None) -> Point:
@@ -300,19 +300,3 @@ class _Search:
             self.notes.append("interrupted: not all points were run")
             return
         self.losses |= dict(zip(new, found, strict=True))
-
-    def _about_sizes(self, best: Assignment) -> Sequence[str]:
-        narrow = sorted(emulated(best, self.study))
-        if not narrow:
-            return ()
-        return (
-            f"{', '.join(narrow)}: emulated, the engine has no kernels for them; model.onnx holds these codes in 8 "
-            "bits, sizes of the search count their own width",
-            *self._about_blocks(best, narrow),
-        )
-
-    def _about_blocks(self, best: Assignment, formats: Sequence[str]) -> Iterator[str]:
-        for name in formats:
-            mine = [p for unit in self.found.units if best[unit.name] == name for p in unit.placements]
-            if exceptions := Format.parse(name).exceptions(self.study.encodings[name].plan.only(*mine)):
-                yield f"{name}: {exceptions}"
