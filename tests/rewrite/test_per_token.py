@@ -20,8 +20,6 @@ from fptq.rewrite.per_token import LEAST, reach
 
 BOTH = [pytest.param(name, marks=pytest.mark.engine(name)) for name in ("onnxruntime", "openvino")]
 U8, S8 = QuantizerSpec(signed=False, symmetric=False), QuantizerSpec()
-
-
 NETS = ("gemm", "transposed", "biased", "dynamic")
 
 

@@ -20,8 +20,6 @@ from fptq.rewrite import Pieces, ProductInput, applied, cut_in_pieces, product_i
 BOTH = [pytest.param(name, marks=pytest.mark.engine(name)) for name in ("onnxruntime", "openvino")]
 U8, S8 = QuantizerSpec(signed=False, symmetric=False), QuantizerSpec()
 ROUNDS = ((1, 4, 6), (1, 6), (6,))
-
-
 NETS = ("transposed", "matmul", "conv")
 
 
