@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -19,6 +20,7 @@ from fptq.cache import Cache, default_folder
 from fptq.engines import ENGINES, INSTALLABLE
 from fptq.engines.cpu import CpuFeatures, detect
 from fptq.errors import FptqError
+from fptq.graph import nnunet
 
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(?:>=(?P<least>[\d.]+))?(?:.*extra == ['\"](?P<extra>\w+)['\"])?")
 _DEVELOPMENT = frozenset({"dev", "demo"})
@@ -59,6 +61,7 @@ def diagnose() -> tuple[Check, ...]:
         Check(topic="package", name="python", found=f"{platform.python_version()} on {platform.platform()}"),
         *_engines(),
         *packages(_requirements()),
+        nnunet_packages(nnunet.PACKAGES),
         *processor(detect()),
         *_gpu(),
         *_memory(),
@@ -116,6 +119,26 @@ def _package(name: str, least: str, extra: str | None) -> Check:
         found = f"{version}, fptq needs {least} or newer"
         return Check(topic="package", name=name, state=State.WARNING, found=found, remedy=f"{install} --upgrade")
     return Check(topic="package", name=name, found=version + (_torch_build() if name == "torch" else ""))
+
+
+def nnunet_packages(names: Sequence[str]) -> Check:
+    """nnU-Net, which is installed in two steps.
+
+    Args:
+        names: Its package, and those that belong to it.
+    """
+    there: dict[str, str] = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            there[name] = importlib.metadata.version(name)
+    missing = [name for name in names if name not in there]
+    found = there.get(names[0], "not installed")
+    if not missing:
+        return Check(topic="package", name=names[0], found=found)
+    if names[0] in there:
+        found = f"{found}; without {', '.join(missing)}"
+    remedy = f"pip install 'fptq[{nnunet.EXTRA}]' && {nnunet.INSTALL}"
+    return Check(topic="package", name=names[0], state=State.MISSING, found=found, remedy=remedy)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
