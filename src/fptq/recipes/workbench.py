@@ -160,14 +160,10 @@ class Bench:
 
     def computes_the_same(self, name: str, model: Model) -> bool:
         """Whether a rewritten network is still the same network; one that is not is listed as tried and dropped."""
-        before, sample = self.best.model.graph_model, self.problem.held_out[0]
-        try:
-            check_rewrite(before, model.graph_model, sample, name=name)
-        except ParityError as error:
-            _LOG.warning("%s is not tried: %s", name, error)
+        same = computes_the_same(self.best.model, model, self.problem.held_out[0], name=name)
+        if not same:
             self.tried.append(Tried(name=name, before_db=self.best_db, after_db=math.nan, kept=False))
-            return False
-        return True
+        return same
 
     def observed(self, activations: str) -> Refined:
         """The best network with the numbers of another observer of activations."""
@@ -209,6 +205,23 @@ class Bench:
         options = calibration_options(self.problem.recipe, candidate.observers)
         encoding = solve(candidate.model, candidate.encoding.plan, candidate.statistics, options=options)
         return replace(candidate, encoding=replace(encoding, rewrites=candidate.encoding.rewrites))
+
+
+def computes_the_same(before: Model, after: Model, sample: Feeds, *, name: str) -> bool:
+    """Whether a rewrite that may be left out leaves the network's results as they are; where not, that is logged.
+
+    Args:
+        before: The network.
+        after: The rewritten one.
+        sample: What both are run on.
+        name: Of the rewrite.
+    """
+    try:
+        check_rewrite(before.graph_model, after.graph_model, sample, name=name)
+    except ParityError as error:
+        _LOG.warning("%s is not tried: %s", name, error)
+        return False
+    return True
 
 
 def _noted(winner: Refined, before: Refined, note: str) -> Refined:
