@@ -14,6 +14,7 @@ from fptq.calibrate.probe import probed
 from fptq.calibrate.sketch import Sketch
 from fptq.calibrate.states import Kind
 from fptq.engines import NodeRun
+from fptq.engines.node_times import slowest_runs
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
@@ -30,21 +31,11 @@ _BINS = 128
 
 def placement_records(problem: Problem, prepared: Prepared, nodes: tuple[NodeRun, ...]) -> tuple[PlacementRecord, ...]:
     """A record for each placement, in the order of execution."""
-    ran = node_precisions(nodes)
+    ran = slowest_runs(nodes)
     context = _Context(prepared=prepared, ran=ran, samples=_sampled(problem, prepared))
     position = {str(node.name): i for i, node in enumerate(prepared.float_model.graph)}
     placements = sorted(prepared.encoding.plan.specs, key=lambda p: position.get(p.consumer or "", -1))
     return tuple(context.record(placement) for placement in placements)
-
-
-def node_precisions(nodes: Iterable[NodeRun]) -> dict[str, NodeRun]:
-    """The engine node that computed each ONNX node: the slowest, where several carry its name."""
-    found: dict[str, NodeRun] = {}
-    for run in nodes:
-        for name in run.nodes:
-            if name not in found or run.time_ms > found[name].time_ms:
-                found[name] = run
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
