@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 from fptq.cache import Cache, default_folder
 from fptq.engines import ENGINES, INSTALLABLE
 from fptq.engines.cpu import CpuFeatures, detect
+from fptq.engines.installed import installed_version
 from fptq.errors import FptqError
 from fptq.graph import nnunet
 
@@ -111,9 +111,8 @@ def packages(requirements: Sequence[str]) -> Iterator[Check]:
 
 def _package(name: str, least: str, extra: str | None) -> Check:
     install = f"pip install 'fptq[{extra}]'" if extra else "pip install --upgrade fptq"
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    version = installed_version(name)
+    if version is None:
         return Check(topic="package", name=name, state=State.MISSING, found="not installed", remedy=install)
     if _numbers(version) < _numbers(least):
         found = f"{version}, fptq needs {least} or newer"
@@ -127,16 +126,11 @@ def nnunet_packages(names: Sequence[str]) -> Check:
     Args:
         names: Its package, and those that belong to it.
     """
-    there: dict[str, str] = {}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            there[name] = importlib.metadata.version(name)
-    missing = [name for name in names if name not in there]
-    found = there.get(names[0], "not installed")
-    if not missing:
-        return Check(topic="package", name=names[0], found=found)
-    if names[0] in there:
-        found = f"{found}; without {', '.join(missing)}"
+    version = installed_version(names[0])
+    missing = [name for name in names if installed_version(name) is None]
+    if version is not None and not missing:
+        return Check(topic="package", name=names[0], found=version)
+    found = "not installed" if version is None else f"{version}; without {', '.join(missing)}"
     remedy = f"pip install 'fptq[{nnunet.EXTRA}]' && {nnunet.INSTALL}"
     return Check(topic="package", name=names[0], state=State.MISSING, found=found, remedy=remedy)
 
