@@ -20,7 +20,7 @@ from fptq.graph.model import Model
 from fptq.graph.placement import Placement
 from fptq.graph.rest import settle, unmap
 from fptq.graph.write import loadable
-from fptq.numerics import UniformParams, fake_quantize
+from fptq.numerics import UniformParams, fake_quantize, sqnr
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.problem import Problem
 from fptq.report.tensors import Histogram, PlacementRecord, Scale
@@ -102,7 +102,7 @@ class _Context:
         counts, edges = np.histogram(value, bins=_BINS)
         return _Details(
             range=(float(value.min()), float(value.max())),
-            sqnr_local_db=_sqnr(value, fake_quantize(value, spec, params)),
+            sqnr_local_db=sqnr(value, fake_quantize(value, spec, params)),
             histogram=_histogram(edges, counts),
         )
 
@@ -112,8 +112,8 @@ class _Context:
             return details
         exact, simulated = self.samples[placement.value]
         spec, params = self.prepared.encoding.plan.specs[placement], self.prepared.encoding.params[placement]
-        local = _sqnr(exact, fake_quantize(exact, spec, params)) if not params.scale.shape else None
-        return replace(details, sqnr_local_db=local, sqnr_accumulated_db=_sqnr(exact, simulated))
+        local = sqnr(exact, fake_quantize(exact, spec, params)) if not params.scale.shape else None
+        return replace(details, sqnr_local_db=local, sqnr_accumulated_db=sqnr(exact, simulated))
 
 
 def _observed(state: object) -> _Details:
@@ -159,12 +159,6 @@ def _samples_of(model: Model, names: Iterable[str], feeds: Feeds) -> dict[str, A
         found = dict(zip(outputs, session.run(outputs, {n: a for n, a in feeds.items() if n in wanted}), strict=True))
     # Copies: the engine's own arrays keep all that it has allocated.
     return {probe.value: np.array(found[f"{probe.name}/sample"]) for probe in probes}
-
-
-def _sqnr(exact: Array, changed: Array) -> float:
-    signal = float(np.square(exact, dtype=np.float64).sum())
-    noise = float(np.square(exact.astype(np.float64) - changed).sum())
-    return float("inf") if noise == 0 else 10 * float(np.log10(max(signal, 1e-300) / noise))
 
 
 def _scale(params: UniformParams) -> Scale:
