@@ -230,8 +230,9 @@ def _hoisted(
 ) -> dict[Placement, QuantizerSpec]:
     """Quantizers moved in front of operations that keep codes, which then run on integers too.
 
-    Only where every reader behind the operation asks for the same quantizer; and not a signed one through MaxPool:
-    ONNX Runtime 1.32 rewrites signed pairs around it into a graph that it then refuses (opset 21).
+    Only where every reader behind the operation asks for the same quantizer; and not a signed one: ONNX Runtime 1.32
+    spreads moved pairs, makes signed ones unsigned, and then refuses what it wrote (opset 21). OpenVINO and TensorRT
+    move quantizers themselves.
     """
     hoisted = dict(specs)
     for node in reversed(list(model.graph)):
@@ -240,7 +241,7 @@ def _hoisted(
             continue
         behind = [Placement(str(value.name), str(reader.name), index) for reader, index in query.readers(value)]
         asked = {hoisted.get(placement) for placement in behind}
-        if len(asked) == 1 and (spec := asked.pop()) is not None and not (spec.signed and node.op_type == "MaxPool"):
+        if len(asked) == 1 and (spec := asked.pop()) is not None and not spec.signed:
             for placement in behind:
                 del hoisted[placement]
             hoisted[Placement(_named(node, 0), str(node.name), 0)] = spec
