@@ -43,7 +43,7 @@ class Training:
 
     patch: tuple[int, int, int] = (48, 48, 48)
     features: tuple[int, ...] = (16, 32, 64, 128)
-    epochs: int = 5
+    epochs: int = 10
     iterations: int = 50
     rate: float = 0.02
 

@@ -52,6 +52,13 @@ class Net:
         self.initializers.append(value)
         return value
 
+    def shape(self, *sizes: int) -> ir.Value:
+        """A stored `i64[rank]`, as Reshape reads it."""
+        name = f"w{len(self.initializers)}"
+        value = ir.val(name, const_value=ir.tensor(np.array(sizes, dtype=np.int64), name=name))
+        self.initializers.append(value)
+        return value
+
     def __call__(self, op: str, *more: ir.Value, **attributes: object) -> ir.Value:
         node = ir.node(op, [self.last, *more], attributes, name=f"{op}_{len(self.nodes)}")  # type: ignore[arg-type]
         self.last = node.outputs[0]

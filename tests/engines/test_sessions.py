@@ -61,6 +61,35 @@ def test_every_variant_computes_the_simulated_numbers(name: str, profile, cnn: M
         assert abs(sqnr(exact, found) - sqnr(exact, simulated)) < 0.7, variant.name
 
 
+@pytest.mark.parametrize("name", EACH)
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=lambda p: p.engine)
+def test_attention_placed_for_one_engine_runs_on_another(name: str, profile, net, tmp_path) -> None:
+    """Signed codes behind Reshape and Transpose, beside unsigned ones of Softmax."""
+    n = net((1, 8, 16))
+    heads = []
+    for axes in ((0, 2, 1, 3), (0, 2, 3, 1), (0, 2, 1, 3)):
+        n.last = n.input
+        n("MatMul", n.stored(16, 16))
+        n("Reshape", n.shape(1, 8, 4, 4))
+        heads.append(n("Transpose", perm=axes))
+    query, key, value = heads
+    n.last = query
+    n("MatMul", key)
+    n("Softmax", axis=-1)
+    n("MatMul", value)
+    n("Transpose", perm=(0, 2, 1, 3))
+    n("Reshape", n.shape(1, 8, 16))
+    n("MatMul", n.stored(16, 16))
+    model = n.model()
+    (output,) = model.outputs
+    feeds = [{"x": np.random.default_rng(seed).standard_normal((1, 8, 16)).astype(np.float32)} for seed in range(4)]
+    for variant in profile.variants:
+        made = materialize(model, calibrate(model, place(model, profile, variant), feeds))
+        simulated = compiled("simulation", made, tmp_path)(feeds[0])[output.name]
+        found = compiled(name, made, tmp_path)(feeds[0])[output.name]
+        assert np.linalg.norm(found - simulated) < 0.01 * np.linalg.norm(simulated), variant.name
+
+
 @pytest.mark.engine("openvino")
 def test_openvino_really_runs_integers(cnn: Model, samples, tmp_path) -> None:
     profile = PROFILES["openvino"]

@@ -19,8 +19,9 @@ def hoisted(
 ) -> dict[Placement, QuantizerSpec]:
     """Quantizers moved in front of operations that keep codes, which then run on integers too.
 
-    Only where every reader behind the operation asks for the same quantizer; and not a signed one through MaxPool:
-    ONNX Runtime 1.32 rewrites signed pairs around it into a graph that it then refuses (opset 21).
+    Only where every reader behind the operation asks for the same quantizer; and not a signed one: ONNX Runtime 1.32
+    spreads moved pairs, makes signed ones unsigned, and then refuses what it wrote (opset 21). OpenVINO and TensorRT
+    move quantizers themselves.
     """
     moved = dict(specs)
     for node in reversed(list(model.graph)):
@@ -28,7 +29,7 @@ def hoisted(
             continue
         behind = _behind(node)
         asked = {moved.get(placement) for placement in behind}
-        if len(asked) == 1 and (spec := asked.pop()) is not None and not (spec.signed and node.op_type == "MaxPool"):
+        if len(asked) == 1 and (spec := asked.pop()) is not None and not spec.signed:
             for placement in behind:
                 del moved[placement]
             moved[_in_front(node)] = spec
