@@ -102,12 +102,16 @@ class Bench:
     folder: Path
 
     def measured(self, case: Case) -> Outcome:
+        return self._outcome(self.network(case))
+
+    def network(self, case: Case) -> Model:
+        """What the engine runs."""
         if case.policy == "float":
-            return self._outcome(self.subject.loaded)
+            return self.subject.loaded
         extremes = self.extremes if ROWS[case.row].weights else {}  # of products in integers
         given = Given(start=self.started(case), extremes=extremes, samples=self.subject.calibration)
         made = POLICIES[case.policy].made(given)
-        return self._outcome(materialize(made.model, made.encoding))
+        return materialize(made.model, made.encoding)
 
     def started(self, case: Case) -> Refined:
         """The network with uniform quantizers where the row has them."""

@@ -14,6 +14,8 @@ from fptq.tasks import Score, paired_drop
 from layout import HERE
 
 RESULTS = HERE / "results" / "proteins"
+LATENCIES = RESULTS / "latency.json"
+"""By the stem of a configuration's file: its own milliseconds and those of the float network, timed in turns."""
 LINEAR = "linear"
 ALL = frozenset({LINEAR, *FLOAT_INPUTS})
 IN_INTEGERS = frozenset({"per token"})
@@ -128,9 +130,10 @@ def table(chosen: list[Case]) -> str:
     """The configurations that were measured, in markdown."""
     lines = [
         "| quantized | A bits | policy | masked accuracy | against float (95 % interval) | perplexity "
-        "| embedding SQNR [dB] | size [MB] |",
-        "|---|---|---|---|---|---|---|---|",
+        "| embedding SQNR [dB] | size [MB] | ONNX Runtime | OpenVINO |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    speeds = json.loads(LATENCIES.read_text(encoding="utf-8")) if LATENCIES.exists() else {}
     for case in chosen:
         if case.path.exists():
             found = Outcome.read(case.path)
@@ -140,9 +143,16 @@ def table(chosen: list[Case]) -> str:
             width = case.bits if case.row in ROWS and ROWS[case.row].inputs else ""
             lines.append(
                 f"| {says} | {width} | {case.policy if width else ''} | {found.accuracy:.4f} | {compared} "
-                f"| {found.perplexity:.4f} | {found.sqnr_db:.2f} | {found.size_mb:.1f} |"
+                f"| {found.perplexity:.4f} | {found.sqnr_db:.2f} | {found.size_mb:.1f} "
+                f"| {_speed(speeds, case, 'onnxruntime')} | {_speed(speeds, case, 'openvino')} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def _speed(speeds: Mapping[str, Mapping[str, float]], case: Case, engine: str) -> str:
+    """How many times as fast as float."""
+    found = speeds.get(replace(case, engine=engine).path.stem)
+    return f"{found['float'] / found['this']:.2f}x" if found else ""
 
 
 def comparison(chosen: list[Case]) -> str:
