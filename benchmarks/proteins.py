@@ -31,7 +31,7 @@ from fptq.plan.float_inputs import with_float_inputs
 from fptq.recipes.policies.everywhere import everywhere_in_regions
 from fptq.recipes.policies.per_token import rows_scaled
 from fptq.recipes.policies.spots import Extremes, extremes_of, lossy_inputs, worst_spots
-from fptq.recipes.refine import Refined, unrefined
+from fptq.recipes.workbench import Refined, unrefined
 from fptq.rewrite import takes_tokens
 from fptq.tasks import Scores, paired_drop
 from fptq.types import FeedSource

@@ -1,4 +1,4 @@
-"""What the rows of `proteins.py` cost on both engines: every configuration of 8 bits beside the float network, in turns.
+"""What the rows of `proteins.py` cost on both engines: each of 8 bits beside the float network, in turns.
 
 python benchmarks/proteins_latency.py --make     write the files (kept)
 python benchmarks/proteins_latency.py            time them on a quiet machine, then `proteins.py --report` shows it

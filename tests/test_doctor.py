@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from fptq.doctor import State, diagnose, memory_gb, packages, processor
+from fptq.doctor import Check, State, diagnose, memory_gb, nnunet_packages, packages, processor
 from fptq.engines import INSTALLABLE
 from fptq.engines.cpu import CpuFeatures
 from fptq.engines.openvino import OpenVINO
+from fptq.graph.nnunet import INSTALL
 
 
 def test_the_engines_are_started_and_every_topic_is_covered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +34,22 @@ def test_a_missing_package_names_its_own_extra() -> None:
 def test_the_remedy_of_a_missing_extra_can_be_pasted() -> None:
     (check,) = packages(["no_such_package>=1.0; extra == 'medical'"])
     assert check.remedy == "pip install 'fptq[medical]'"
+
+
+def test_nnunet_is_installed_by_two_commands() -> None:
+    check = nnunet_packages(["no-such-nnunet", "numpy", "no-such-part"])
+    assert (check.name, check.state, check.found) == ("no-such-nnunet", State.MISSING, "not installed")
+    assert check.remedy == f"pip install 'fptq[nnunet]' && {INSTALL}"
+    check = nnunet_packages(["numpy", "no-such-part"])
+    version = importlib.metadata.version("numpy")
+    assert (check.state, check.found) == (State.MISSING, f"{version}; without no-such-part")
+    assert nnunet_packages(["numpy"]) == Check(topic="package", name="numpy", found=version)
+    assert "nnunetv2" in {check.name for check in diagnose()}
+
+
+def test_the_command_for_nnunet_is_that_of_the_documentation() -> None:
+    page = Path(__file__).parents[1] / "docs" / "how-to-nnunet.md"
+    assert INSTALL in page.read_text(encoding="utf-8").splitlines()
 
 
 def test_an_old_package_is_a_warning() -> None:

@@ -18,7 +18,9 @@ from pathlib import Path
 from fptq.cache import Cache, default_folder
 from fptq.engines import ENGINES, INSTALLABLE
 from fptq.engines.cpu import CpuFeatures, detect
+from fptq.engines.installed import installed_version
 from fptq.errors import FptqError
+from fptq.graph import nnunet
 
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)\s*(?:>=(?P<least>[\d.]+))?(?:.*extra == ['\"](?P<extra>\w+)['\"])?")
 _DEVELOPMENT = frozenset({"dev", "demo"})
@@ -59,6 +61,7 @@ def diagnose() -> tuple[Check, ...]:
         Check(topic="package", name="python", found=f"{platform.python_version()} on {platform.platform()}"),
         *_engines(),
         *packages(_requirements()),
+        nnunet_packages(nnunet.PACKAGES),
         *processor(detect()),
         *_gpu(),
         *_memory(),
@@ -108,14 +111,28 @@ def packages(requirements: Sequence[str]) -> Iterator[Check]:
 
 def _package(name: str, least: str, extra: str | None) -> Check:
     install = f"pip install 'fptq[{extra}]'" if extra else "pip install --upgrade fptq"
-    try:
-        version = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    version = installed_version(name)
+    if version is None:
         return Check(topic="package", name=name, state=State.MISSING, found="not installed", remedy=install)
     if _numbers(version) < _numbers(least):
         found = f"{version}, fptq needs {least} or newer"
         return Check(topic="package", name=name, state=State.WARNING, found=found, remedy=f"{install} --upgrade")
     return Check(topic="package", name=name, found=version + (_torch_build() if name == "torch" else ""))
+
+
+def nnunet_packages(names: Sequence[str]) -> Check:
+    """nnU-Net, which is installed in two steps.
+
+    Args:
+        names: Its package, and those that belong to it.
+    """
+    version = installed_version(names[0])
+    missing = [name for name in names if installed_version(name) is None]
+    if version is not None and not missing:
+        return Check(topic="package", name=names[0], found=version)
+    found = "not installed" if version is None else f"{version}; without {', '.join(missing)}"
+    remedy = f"pip install 'fptq[{nnunet.EXTRA}]' && {nnunet.INSTALL}"
+    return Check(topic="package", name=names[0], state=State.MISSING, found=found, remedy=remedy)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from fptq.analyze import (
     split,
     units_of,
 )
-from fptq.analyze.sensitivity import tiled_square, weighted_square
+from fptq.analyze.tiles import tiled_square, weighted_square
 from fptq.calibrate import CalibrationOptions, collect, needed, solve
 from fptq.execute import Executor, verify
 from fptq.graph.model import Model

@@ -11,8 +11,11 @@ import fptq
 from fptq.engines import CompileOptions, engine_named
 from fptq.errors import ConfigError
 from fptq.execute import Executor, Overlay
+from fptq.graph import query
+from fptq.graph.model import Model
 from fptq.graph.parity import sqnr
 from fptq.numerics import PerBlock
+from fptq.recipes import bases
 from fptq.recipes.lowbit import METHODS
 from fptq.report.html import render
 
@@ -79,6 +82,23 @@ def test_branches_of_a_skip_are_levelled_before_any_method(net, tmp_path) -> Non
     for recipe, levelled in (("auto", True), ("fast", False)):
         found = fptq.quantize(model, bits="w4a8", method="nearest", recipe=recipe, **options)
         assert any("levelled" in note for note in found.encoding.rewrites) == levelled
+
+
+def test_a_form_that_computes_something_else_is_left_out_and_that_is_said(given, monkeypatch, caplog) -> None:
+    def broken(model: Model) -> Model:
+        changed = model.clone()
+        weight = query.constant(changed.graph.initializers["w0"])
+        changed.graph.initializers["w0"].const_value = ir.tensor(2 * weight, name="w0")
+        return model.with_graph(changed)
+
+    model, options = given
+    untouched = fptq.quantize(model, bits="w4a8", method="nearest", recipe="fast", **options)
+    monkeypatch.setattr(bases, "equalized", broken)
+    found = fptq.quantize(model, bits="w4a8", method="nearest", **options)
+    assert "cross-layer equalization: not tried, the network would not compute the same" in found.report.warnings
+    assert "cross-layer equalization is not tried" in caplog.text
+    assert found.prepared.float_model.sha256 == untouched.prepared.float_model.sha256
+    assert found.encoding.rewrites == ()
 
 
 def test_every_name_of_the_recipe_is_a_method() -> None:

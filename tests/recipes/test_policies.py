@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 import fptq
-from fptq.cache import Cache
 from fptq.calibrate import collect, needed, observer
 from fptq.config import Recipe
 from fptq.engines import DEPLOYABLE
@@ -25,8 +23,8 @@ from fptq.recipes.policies import POLICIES
 from fptq.recipes.policies.contest import FEW_OFFERS, LATENCY_BUDGET, WORTH_DB, Clock, Contest, Networks
 from fptq.recipes.policies.decisions import Choice, Decision, Decisions, choices_of
 from fptq.recipes.policies.spots import Spot, worst_spots
-from fptq.recipes.problem import Problem
-from fptq.recipes.refine import EFFORTS, Bench, Refined, unrefined
+from fptq.recipes.refine import EFFORTS
+from fptq.recipes.workbench import Bench, Refined, unrefined
 
 BOTH = [pytest.param(name, marks=pytest.mark.engine(name)) for name in DEPLOYABLE]
 WIDE = 64
@@ -63,29 +61,23 @@ def spiky(net: Callable) -> Model:
 
 
 def bench_for(
-    model: Model, score: Score, folder: Path, *, engine: str = "onnxruntime", found_by: str = "lp", **options: object
+    model: Model,
+    score: Score,
+    started: Callable,
+    *,
+    engine: str = "onnxruntime",
+    found_by: str = "lp",
+    **options: object,
 ) -> Bench:
     recipe = Recipe.of({"threads": 1, "engine": engine, "recipe": "best", **options})
-    feeds = samples(8)
-    problem = Problem(
-        model=model,
-        calibration=feeds[2:],
-        held_out=tuple(feeds[:2]),
-        task=None,
-        recipe=recipe,
-        store=Cache(folder),
-    )
-    profile = PROFILES[engine]
-    plan = place(model, profile, profile.variants[0])
-    statistics = collect(model, needed(plan, [observer(found_by)]), problem.calibration)
-    start = unrefined(model, plan, statistics=statistics, recipe=recipe)
+    problem, start = started(model, samples(8), recipe, observers=[found_by])
     return Bench(problem=problem, effort=EFFORTS[recipe.recipe], score=score, progress=lambda *_: None, best=start)
 
 
 def decided(
-    model: Model, score: Score, folder: Path, *, clock: Clock | None = None, limit: float = 1.0, **options: object
+    model: Model, score: Score, started: Callable, *, clock: Clock | None = None, limit: float = 1.0, **options: object
 ) -> tuple[Refined, Decisions]:
-    bench = bench_for(model, score, folder, **options)  # type: ignore[arg-type]
+    bench = bench_for(model, score, started, **options)  # type: ignore[arg-type]
     decisions = Contest(bench=bench, clock=clock, limit=limit).decide()
     return bench.best, decisions
 
@@ -138,8 +130,8 @@ def test_every_policy_is_in_the_table_and_in_every_profile_that_was_measured() -
         assert all(cost.source and cost.overhead >= 0 for cost in profile.policies)
 
 
-def test_the_worst_activation_comes_first(spiky, tmp_path) -> None:
-    bench = bench_for(spiky, wanting(), tmp_path)
+def test_the_worst_activation_comes_first(spiky, started) -> None:
+    bench = bench_for(spiky, wanting(), started)
     spots = worst_spots(bench.best, bench.problem.calibration, 2)
     assert spots[0].cut.value == "v3"
     assert spots[0].sqnr_db < spots[1].sqnr_db
@@ -147,8 +139,8 @@ def test_the_worst_activation_comes_first(spiky, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("policy", ["pieces", "two regions", "per token", "float input"])
-def test_an_offer_leaves_what_it_says(spiky, tmp_path, policy: str) -> None:
-    bench = bench_for(spiky, wanting(), tmp_path)
+def test_an_offer_leaves_what_it_says(spiky, started, policy: str) -> None:
+    bench = bench_for(spiky, wanting(), started)
     spot = spot_of(bench, "v3")
     offers = list(POLICIES[policy](spot, bench))
     assert offers
@@ -160,8 +152,8 @@ def test_an_offer_leaves_what_it_says(spiky, tmp_path, policy: str) -> None:
     assert max(offer.sqnr_db for offer in offers) > spot.sqnr_db + 3 or policy == "per token"
 
 
-def test_pieces_and_tails_are_of_the_channels_that_reach_farthest(spiky, tmp_path) -> None:
-    bench = bench_for(spiky, wanting(), tmp_path)
+def test_pieces_and_tails_are_of_the_channels_that_reach_farthest(spiky, started) -> None:
+    bench = bench_for(spiky, wanting(), started)
     spot = spot_of(bench, "v3")
     (offer,) = POLICIES["pieces"](spot, bench)
     made = offer.make(bench.best)
@@ -178,8 +170,8 @@ def test_pieces_and_tails_are_of_the_channels_that_reach_farthest(spiky, tmp_pat
     assert float(end) == pytest.approx(1.5 * np.delete(spot.high, [5, 40]).max(), rel=0.01)
 
 
-def test_signed_codes_are_not_joined_where_the_engine_reads_them_wrong(spiky, tmp_path) -> None:
-    bench = bench_for(spiky, wanting(), tmp_path, engine="openvino")
+def test_signed_codes_are_not_joined_where_the_engine_reads_them_wrong(spiky, started) -> None:
+    bench = bench_for(spiky, wanting(), started, engine="openvino")
     spot = spot_of(bench, "v3")
     assert list(POLICIES["pieces"](spot, bench))
     signed = next(variant for variant in PROFILES["openvino"].variants if variant.activation.signed)
@@ -189,10 +181,10 @@ def test_signed_codes_are_not_joined_where_the_engine_reads_them_wrong(spiky, tm
     assert not list(POLICIES["pieces"](spot_of(bench, "v3"), bench))
 
 
-def test_the_cheaper_of_two_that_gain_the_same_wins(spiky, tmp_path) -> None:
+def test_the_cheaper_of_two_that_gain_the_same_wins(spiky, started) -> None:
     times = clock(pieces=1.02, two_regions=1.08, per_token=1.3)
     found, decisions = decided(
-        spiky, wanting("pieces", "two regions", "per token"), tmp_path, clock=times, limit=LATENCY_BUDGET
+        spiky, wanting("pieces", "two regions", "per token"), started, clock=times, limit=LATENCY_BUDGET
     )
     winner = first(decisions).winner
     assert winner is not None
@@ -206,30 +198,48 @@ def test_the_cheaper_of_two_that_gain_the_same_wins(spiky, tmp_path) -> None:
 
 
 @pytest.mark.parametrize(("gaining", "kept"), [(3, True), (2, False)])
-def test_what_gains_on_a_few_samples_only_is_chance(spiky, tmp_path, gaining: int, kept: bool) -> None:
+def test_what_gains_on_a_few_samples_only_is_chance(spiky, started, gaining: int, kept: bool) -> None:
     def each(_: Model, encoding: Encoding) -> list[float]:
         gain = float("per token" in policies_in(encoding).values())
         return [30.0 + (gain if number < gaining else -gain) for number in range(4)]
 
-    bench = bench_for(spiky, wanting("per token"), tmp_path)
+    bench = bench_for(spiky, wanting("per token"), started)
     decisions = Contest(bench=bench, clock=clock(per_token=1.0), judges=each, limit=LATENCY_BUDGET).decide()
     assert (first(decisions).winner is not None) == kept
     if not kept:
         assert reasons(first(decisions))["per token"] == "2 of 4 held-out samples gain by it: chance"
 
 
-def test_what_may_take_more_than_the_budget_goes(spiky, tmp_path) -> None:
+def test_the_best_so_far_runs_once_however_many_candidates_there_are(spiky, started) -> None:
+    judged: list[Encoding] = []
+
+    def each(_: Model, encoding: Encoding) -> list[float]:
+        judged.append(encoding)
+        return [30.0 + len(policies_in(encoding))] * 4
+
+    bench = bench_for(spiky, wanting("pieces", "two regions", "per token"), started)
+    decisions = Contest(bench=bench, clock=clock(), judges=each, limit=1.0).decide()
+    gaining = [
+        [attempt for attempt in one.attempts if attempt.after_db is not None and attempt.after_db > one.before_db]
+        for one in decisions.made
+    ]
+    assert max(map(len, gaining)) > 1
+    assert all(one.winner is not None for one, found in zip(decisions.made, gaining, strict=True) if found)
+    assert len(judged) == sum(len(found) + 1 for found in gaining if found)
+
+
+def test_what_may_take_more_than_the_budget_goes(spiky, started) -> None:
     times = clock(per_token=LATENCY_BUDGET + 1.01)
-    found, decisions = decided(spiky, wanting("per token"), tmp_path, clock=times, limit=LATENCY_BUDGET)
+    found, decisions = decided(spiky, wanting("per token"), started, clock=times, limit=LATENCY_BUDGET)
     assert policies_in(found.encoding) == {}
     assert decisions.cost is None
     assert any("is allowed" in one.reason for one in first(decisions).attempts if one.policy == "per token")
 
 
-def test_all_policies_together_stay_within_the_budget(spiky, tmp_path) -> None:
+def test_all_policies_together_stay_within_the_budget(spiky, started) -> None:
     times = clock(per_token=1.06, pieces=1.06, two_regions=1.06)
     score = wanting("per token", "pieces", "two regions")
-    found, decisions = decided(spiky, score, tmp_path, clock=times, limit=0.13)
+    found, decisions = decided(spiky, score, started, clock=times, limit=0.13)
     kept = [one for one in decisions.made if one.winner is not None]
     assert len(kept) == len(policies_in(found.encoding)) == 2
     assert decisions.cost is not None
@@ -237,20 +247,20 @@ def test_all_policies_together_stay_within_the_budget(spiky, tmp_path) -> None:
     assert decisions.cost.at_most <= 1.13
 
 
-def test_a_gain_that_is_small_for_its_time_is_not_kept(spiky, tmp_path) -> None:
+def test_a_gain_that_is_small_for_its_time_is_not_kept(spiky, started) -> None:
     times = clock(per_token=1.10)
     gain = WORTH_DB * 0.1 - 0.05
 
     def score(model: Model, encoding: Encoding) -> float:
         return 30 + gain * ("per token" in policies_in(encoding).values())
 
-    _, decisions = decided(spiky, score, tmp_path, clock=times, limit=0.5)
+    _, decisions = decided(spiky, score, started, clock=times, limit=0.5)
     assert all(one.winner is None for one in decisions.made)
     assert any("are not worth" in one.reason for decision in decisions.made for one in decision.attempts)
 
 
-def test_what_does_not_help_leaves_no_trace(spiky, tmp_path) -> None:
-    found, decisions = decided(spiky, lambda model, encoding: 30.0, tmp_path)
+def test_what_does_not_help_leaves_no_trace(spiky, started) -> None:
+    found, decisions = decided(spiky, lambda model, encoding: 30.0, started)
     assert decisions.made
     assert all(one.winner is None for one in decisions.made)
     assert all(attempt.reason for one in decisions.made for attempt in one.attempts)
@@ -258,46 +268,46 @@ def test_what_does_not_help_leaves_no_trace(spiky, tmp_path) -> None:
     assert found.encoding.rewrites == ()
 
 
-def test_what_is_expected_to_cost_too_much_is_not_run(spiky, tmp_path) -> None:
-    _, decisions = decided(spiky, wanting("per token"), tmp_path, limit=0.0)
+def test_what_is_expected_to_cost_too_much_is_not_run(spiky, started) -> None:
+    _, decisions = decided(spiky, wanting("per token"), started, limit=0.0)
     attempts = [attempt for one in decisions.made for attempt in one.attempts if attempt.policy != "smoothing"]
     assert attempts
     assert all(attempt.after_db is None for attempt in attempts)
 
 
-def test_what_the_engine_refuses_is_said(spiky, tmp_path) -> None:
+def test_what_the_engine_refuses_is_said(spiky, started) -> None:
     def refusing(networks: Networks) -> Mapping[str, Timing]:
         return {"uniform": Timing(samples=(1.0,) * 3, waited=(0.0,) * 3)}
 
-    _, decisions = decided(spiky, wanting("per token"), tmp_path, clock=refusing)
+    _, decisions = decided(spiky, wanting("per token"), started, clock=refusing)
     assert "the engine refuses it" in [attempt.reason for one in decisions.made for attempt in one.attempts]
 
 
-def test_the_quick_recipe_runs_a_few_offers_on_two_activations(spiky, tmp_path) -> None:
+def test_the_quick_recipe_runs_a_few_offers_on_two_activations(spiky, started) -> None:
     runs: list[Encoding] = []
 
     def score(model: Model, encoding: Encoding) -> float:
         runs.append(encoding)
         return 30.0
 
-    _, decisions = decided(spiky, score, tmp_path, recipe="auto")
+    _, decisions = decided(spiky, score, started, recipe="auto")
     assert len(decisions.made) == 2
     assert len(runs) <= 1 + 2 * FEW_OFFERS
     assert "smoothing" not in reasons(first(decisions))
 
 
-def test_the_fast_recipe_runs_nothing(spiky, tmp_path) -> None:
-    found, decisions = decided(spiky, lambda model, encoding: 30.0, tmp_path, recipe="fast")
+def test_the_fast_recipe_runs_nothing(spiky, started) -> None:
+    found, decisions = decided(spiky, lambda model, encoding: 30.0, started, recipe="fast")
     assert decisions.made == ()
     assert found.model is spiky
 
 
-def test_an_observer_without_histograms_is_left_its_ranges(spiky, tmp_path) -> None:
-    _, decisions = decided(spiky, wanting("per token"), tmp_path, found_by="minmax", observer="minmax")
+def test_an_observer_without_histograms_is_left_its_ranges(spiky, started) -> None:
+    _, decisions = decided(spiky, wanting("per token"), started, found_by="minmax", observer="minmax")
     assert decisions.made == ()
 
 
-def test_one_norm_is_smoothed_where_its_channels_differ(net, tmp_path) -> None:
+def test_one_norm_is_smoothed_where_its_channels_differ(net, started) -> None:
     n = net((1, 32, 16))
     scale = n.stored(16, scale=1.0)
     scale.const_value = ir.tensor(np.where(np.arange(16) == 3, 30, 1).astype(np.float32), name=scale.name)
@@ -306,7 +316,7 @@ def test_one_norm_is_smoothed_where_its_channels_differ(net, tmp_path) -> None:
     n("Relu")
     n("MatMul", n.stored(WIDE, WIDE))
     model = n.model()
-    bench = bench_for(model, lambda *_: 30.0, tmp_path)
+    bench = bench_for(model, lambda *_: 30.0, started)
     spot = spot_of(bench, "v0")
     (offer,) = POLICIES["smoothing"](spot, bench)
     made = offer.make(bench.best)
@@ -319,14 +329,14 @@ def test_one_norm_is_smoothed_where_its_channels_differ(net, tmp_path) -> None:
     assert not list(POLICIES["smoothing"](spot_of(bench, "v2"), bench))
 
 
-def test_a_replay_repeats_choices_without_a_clock(spiky, tmp_path) -> None:
-    found, decisions = decided(spiky, wanting("pieces", "per token"), tmp_path, clock=clock())
+def test_a_replay_repeats_choices_without_a_clock(spiky, started) -> None:
+    found, decisions = decided(spiky, wanting("pieces", "per token"), started, clock=clock())
     document = json.loads(json.dumps({"policies": decisions.to_json()}))
 
     def refuse(networks: Networks) -> Mapping[str, Timing]:
         raise AssertionError("nothing is timed")
 
-    bench = bench_for(spiky, lambda model, encoding: 30.0, tmp_path)
+    bench = bench_for(spiky, lambda model, encoding: 30.0, started)
     again = Contest(bench=bench, clock=refuse).replay(choices_of(document))
     assert again.replayed
     assert policies_in(bench.best.encoding) == policies_in(found.encoding)

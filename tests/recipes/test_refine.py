@@ -11,17 +11,16 @@ import onnx_ir as ir
 import pytest
 
 import fptq
-from fptq.cache import Cache
-from fptq.calibrate import CalibrationOptions, collect, needed, observer, solve, weight_observer
+from fptq.calibrate import CalibrationOptions, observer, solve, weight_observer
 from fptq.config import Recipe
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.write import save
-from fptq.plan import PROFILES, materialize, place
+from fptq.plan import materialize
 from fptq.plan.encoding import Encoding
 from fptq.recipes import refine as refining
-from fptq.recipes.problem import Problem
-from fptq.recipes.refine import MARGIN, Refined, refine, unrefined
+from fptq.recipes.refine import refine
+from fptq.recipes.workbench import MARGIN, Refined
 from fptq.rewrite.channels import channel_means
 
 ENGINE = "onnxruntime"
@@ -45,23 +44,11 @@ def samples(count: int, *shape: int) -> list[dict[str, np.ndarray]]:
 
 
 def refined(
-    model: Model, score: Callable[[Model, Encoding], float], folder, *, count: int = 6, **options: object
+    model: Model, score: Callable[[Model, Encoding], float], started: Callable, *, count: int = 6, **options: object
 ) -> Refined:
     recipe = Recipe.of({"threads": 1, "engine": ENGINE, **options})
-    feeds = samples(count + 2)
-    problem = Problem(
-        model=model,
-        calibration=feeds[2:],
-        held_out=tuple(feeds[:2]),
-        task=None,
-        recipe=recipe,
-        store=Cache(folder),
-    )
-    profile = PROFILES[ENGINE]
-    plan = place(model, profile, profile.variants[0])
     names = ("lp", "minmax") if recipe.observer == "auto" else (recipe.observer,)
-    statistics = collect(model, needed(plan, [observer(name) for name in names]), problem.calibration)
-    start = unrefined(model, plan, statistics=statistics, recipe=recipe)
+    problem, start = started(model, samples(count + 2), recipe, observers=names)
     return refine(start, problem=problem, score=score)
 
 
@@ -78,8 +65,8 @@ def names(found: Refined) -> list[str]:
 CHEAP = ["activations minmax", "weights lp (clipped)", "cross-layer equalization", "bias correction"]
 
 
-def test_what_helps_is_kept_and_listed(pair_net, tmp_path) -> None:
-    found = refined(pair_net, rising(1.0), tmp_path)
+def test_what_helps_is_kept_and_listed(pair_net, started) -> None:
+    found = refined(pair_net, rising(1.0), started)
     assert names(found) == CHEAP
     assert [(one.before_db, one.after_db, one.kept) for one in found.tried] == [
         (30, 31, True),
@@ -95,9 +82,9 @@ def test_what_helps_is_kept_and_listed(pair_net, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["auto", "best"])
-def test_what_does_not_help_leaves_no_trace(pair_net, tmp_path, recipe: str) -> None:
+def test_what_does_not_help_leaves_no_trace(pair_net, started, recipe: str) -> None:
     wavering = itertools.cycle([30.0, 30.0 + 0.9 * MARGIN, 29.0])
-    found = refined(pair_net, lambda model, encoding: next(wavering), tmp_path, recipe=recipe)
+    found = refined(pair_net, lambda model, encoding: next(wavering), started, recipe=recipe)
     assert found.tried
     assert not any(one.kept for one in found.tried)
     assert found.model is pair_net
@@ -105,18 +92,18 @@ def test_what_does_not_help_leaves_no_trace(pair_net, tmp_path, recipe: str) -> 
     assert found.observers == ("lp", "minmax")
 
 
-def test_fast_tries_nothing_and_runs_nothing(pair_net, tmp_path) -> None:
+def test_fast_tries_nothing_and_runs_nothing(pair_net, started) -> None:
     def refuse(model: Model, encoding: Encoding) -> float:
         raise AssertionError("nothing is judged")
 
-    found = refined(pair_net, refuse, tmp_path, recipe="fast")
+    found = refined(pair_net, refuse, started, recipe="fast")
     assert found.tried == ()
     assert found.model is pair_net
     assert found.observers == ("lp", "minmax")
 
 
-def test_best_tries_more(pair_net, tmp_path) -> None:
-    found = refined(pair_net, rising(1.0), tmp_path, recipe="best")
+def test_best_tries_more(pair_net, started) -> None:
+    found = refined(pair_net, rising(1.0), started, recipe="best")
     assert names(found) == [*CHEAP, "bias correction, measured layer by layer"]
     assert len(found.encoding.rewrites) == 3
     axes = {str(node.outputs[0].name): 1 for node in pair_net.graph if node.op_type == "Conv"}
@@ -128,8 +115,8 @@ def test_best_tries_more(pair_net, tmp_path) -> None:
         np.testing.assert_allclose(after[name], means, atol=0.01 * np.abs(means).max())
 
 
-def test_clipped_weights_are_those_of_the_observer(pair_net, tmp_path) -> None:
-    found = refined(pair_net, rising(1.0), tmp_path, observer="minmax", bias_correction="off")
+def test_clipped_weights_are_those_of_the_observer(pair_net, started) -> None:
+    found = refined(pair_net, rising(1.0), started, observer="minmax", bias_correction="off")
     assert found.observers == ("minmax", "lp")
     plan = found.encoding.plan
     options = CalibrationOptions(observer=observer("minmax"), weight_observer=weight_observer("lp", {"p": 2.0}))
@@ -138,8 +125,8 @@ def test_clipped_weights_are_those_of_the_observer(pair_net, tmp_path) -> None:
         np.testing.assert_array_equal(found.encoding.params[placement].scale, expected.params[placement].scale)
 
 
-def test_options_that_name_a_choice_win(pair_net, tmp_path) -> None:
-    found = refined(pair_net, rising(1.0), tmp_path, recipe="best", observer="percentile", bias_correction="off")
+def test_options_that_name_a_choice_win(pair_net, started) -> None:
+    found = refined(pair_net, rising(1.0), started, recipe="best", observer="percentile", bias_correction="off")
     assert names(found) == ["weights lp (clipped)", "cross-layer equalization"]
     assert found.observers == ("percentile", "lp")
 
@@ -162,9 +149,9 @@ def norm_net(net) -> Model:
         (20, [34.0, 31.0, 31.5, 33.0, 29.0, 29.5]),  # those that help on a few samples are judged again on all
     ],
 )
-def test_of_several_smoothings_the_best_one_is_kept(norm_net, tmp_path, count: int, scores: list[float]) -> None:
+def test_of_several_smoothings_the_best_one_is_kept(norm_net, started, count: int, scores: list[float]) -> None:
     after = iter([30.0, 20.0, 20.0, *scores])
-    found = refined(norm_net, lambda model, encoding: next(after), tmp_path, count=count, recipe="best")
+    found = refined(norm_net, lambda model, encoding: next(after), started, count=count, recipe="best")
     smoothing = [one for one in found.tried if "smoothing" in one.name]
     assert [one.name for one in smoothing] == [
         "smoothing, alpha 0.25",
@@ -178,7 +165,7 @@ def test_of_several_smoothings_the_best_one_is_kept(norm_net, tmp_path, count: i
     assert found.encoding.rewrites == ("smoothing, alpha 0.5: output SQNR 30.00 -> 33.00 dB on held-out samples",)
 
 
-def test_a_rewrite_is_tried_on_a_few_samples_and_kept_on_all(pair_net, tmp_path) -> None:
+def test_a_rewrite_is_tried_on_a_few_samples_and_kept_on_all(pair_net, started) -> None:
     seen: list[int] = []
     score = rising(1.0)
 
@@ -186,20 +173,20 @@ def test_a_rewrite_is_tried_on_a_few_samples_and_kept_on_all(pair_net, tmp_path)
         seen.append(1)
         return score(model, encoding)
 
-    found = refined(pair_net, watched, tmp_path, count=20)
+    found = refined(pair_net, watched, started, count=20)
     assert len(found.statistics.samples) == 20
     assert len(seen) == 1 + len(found.tried) + 1  # the start, each trial, and equalization again on all samples
 
 
-def test_a_rewrite_that_gains_only_on_a_few_samples_is_dropped(pair_net, tmp_path) -> None:
+def test_a_rewrite_that_gains_only_on_a_few_samples_is_dropped(pair_net, started) -> None:
     after = iter([30.0, 20.0, 20.0, 35.0, 30.0, 20.0])
-    found = refined(pair_net, lambda model, encoding: next(after), tmp_path, count=20)
+    found = refined(pair_net, lambda model, encoding: next(after), started, count=20)
     (trial,) = (one for one in found.tried if one.name == "cross-layer equalization")
     assert (trial.after_db, trial.kept) == (30.0, False)
     assert found.model is pair_net
 
 
-def test_a_rewrite_that_changes_the_network_is_not_run(pair_net, tmp_path, monkeypatch, caplog) -> None:
+def test_a_rewrite_that_changes_the_network_is_not_run(pair_net, started, monkeypatch, caplog) -> None:
     def broken(model: Model) -> Model:
         changed = model.clone()
         weight = query.constant(changed.graph.initializers["w0"])
@@ -208,16 +195,16 @@ def test_a_rewrite_that_changes_the_network_is_not_run(pair_net, tmp_path, monke
         return model.with_graph(changed)
 
     monkeypatch.setattr(refining, "equalized", broken)
-    found = refined(pair_net, rising(1.0), tmp_path)
+    found = refined(pair_net, rising(1.0), started)
     (trial,) = (one for one in found.tried if one.name == "cross-layer equalization")
     assert not trial.kept
     assert math.isnan(trial.after_db)
     assert "cross-layer equalization is not tried" in caplog.text
 
 
-def test_outputs_that_cannot_be_compared_are_not_refined(pair_net, tmp_path) -> None:
-    assert refined(pair_net, lambda model, encoding: math.nan, tmp_path).tried == ()
-    assert refined(pair_net, lambda model, encoding: math.inf, tmp_path).tried == ()
+def test_outputs_that_cannot_be_compared_are_not_refined(pair_net, started) -> None:
+    assert refined(pair_net, lambda model, encoding: math.nan, started).tried == ()
+    assert refined(pair_net, lambda model, encoding: math.inf, started).tried == ()
 
 
 def unequal(model: Model) -> Model:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
 from fptq.calibrate import calibrate
@@ -15,11 +14,6 @@ from fptq.numerics import PerTensor, QuantizerSpec
 from fptq.plan import materialize
 from fptq.plan.plan import Plan
 from fptq.rewrite.equalize import LARGEST, equalized
-
-
-def run(model: Model, x: np.ndarray) -> np.ndarray:
-    proto = ir.to_proto(model.graph_model).SerializeToString()
-    return np.asarray(ort.InferenceSession(proto).run(None, {"x": x})[0])
 
 
 def weight(model: Model, name: str) -> np.ndarray:
@@ -59,7 +53,7 @@ def chain(net: Callable, rank: int) -> Model:
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_what_the_network_computes_stays(net, rank: int) -> None:
+def test_what_the_network_computes_stays(net, rank: int, run) -> None:
     model = chain(net, rank)
     rng = np.random.default_rng(1)
     multiply(model, "w0", 10.0 ** rng.uniform(-2, 2, (8, *[1] * (rank + 1))))
@@ -158,7 +152,7 @@ def test_a_result_of_the_network_is_never_scaled(net) -> None:
     assert equalized(model) is None
 
 
-def test_channels_of_unequal_size_survive_one_scale_for_the_whole_weight(net) -> None:
+def test_channels_of_unequal_size_survive_one_scale_for_the_whole_weight(net, run) -> None:
     n = net((1, 3, 8, 8))
     n.conv(3, 16)
     n("Relu")

@@ -4,57 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from fptq.calibrate import calibrate
-from fptq.engines import ENGINES, CompileOptions, Session
 from fptq.graph import query
 from fptq.graph.model import Model
-from fptq.graph.write import save
 from fptq.numerics import QuantizerSpec, params_from_range, quantize
-from fptq.plan import PROFILES, Encoding, Placement, Plan, materialize, place
-from fptq.rewrite import ProductInput, product_inputs, takes_tokens, tokens_scaled
+from fptq.plan import Encoding, Placement, materialize
+from fptq.rewrite import ProductInput, applied, product_inputs, scale_tokens, takes_tokens
 from fptq.rewrite.per_token import LEAST, reach
 
 BOTH = [pytest.param(name, marks=pytest.mark.engine(name)) for name in ("onnxruntime", "openvino")]
 U8, S8 = QuantizerSpec(signed=False, symmetric=False), QuantizerSpec()
-
-
-def gemm(net: Callable) -> Model:
-    n = net((6, 8))
-    n("Neg")
-    n("Gemm", n.stored(8, 16), n.stored(16))
-    return n.model()
-
-
-def transposed_gemm(net: Callable) -> Model:
-    n = net((6, 8))
-    n("Neg")
-    n("Gemm", n.stored(16, 8), n.stored(16), transB=1)
-    return n.model()
-
-
-def matmul(net: Callable) -> Model:
-    n = net((2, 6, 8))
-    n("Neg")
-    n("MatMul", n.stored(8, 16))
-    n("Add", n.stored(16))
-    return n.model()
-
-
-def dynamic_matmul(net: Callable) -> Model:
-    model = matmul(net)
-    graph = model.clone()
-    for value in (*graph.graph.inputs, *(node.outputs[0] for node in graph.graph)):
-        value.shape = ir.Shape(["batch", "length", 8 if value.name in ("x", "v0") else 16])
-    return model.with_graph(graph)
-
-
-NETS = {"gemm": gemm, "transposed": transposed_gemm, "matmul": matmul, "dynamic": dynamic_matmul}
+NETS = ("gemm", "transposed", "biased", "dynamic")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,32 +40,28 @@ def drawn(shape: tuple[int, ...], *, seed: int = 1) -> np.ndarray:
     return x.astype(np.float32)
 
 
-def planned(model: Model, spec: QuantizerSpec) -> Plan:
-    placed = place(model, PROFILES["openvino"], PROFILES["openvino"].variants[0])
-    specs = {p: placed.specs[p] if p in placed.weights else spec for p in placed.specs}
-    biased = frozenset(str(node.name) for node in model.graph if node.op_type == "Gemm")
-    return Plan(engine="", specs=specs, weights=placed.weights, int32_bias=biased)
+def shape_of(name: str) -> tuple[int, ...]:
+    return (6, 8) if name in ("gemm", "transposed") else (2, 6, 8)
 
 
-def case(net: Callable, name: str, *, spec: QuantizerSpec = U8, ends: tuple[float, float] = (-1.0, 1.0)) -> Case:
-    model = NETS[name](net)
-    shape = (6, 8) if "gemm" in name or name == "transposed" else (2, 6, 8)
-    encoding = calibrate(model, planned(model, spec), [{"x": drawn(shape)}])
-    (cut,) = product_inputs(model, encoding.plan)
-    assert takes_tokens(model, cut)
-    changed, scaled = tokens_scaled(model, encoding, cut=cut, ends=ends)
-    return Case(model=model, encoding=encoding, cut=cut, changed=changed, scaled=scaled)
+def dynamic(model: Model) -> Model:
+    graph = model.clone()
+    for value in (*graph.graph.inputs, *(node.outputs[0] for node in graph.graph)):
+        value.shape = ir.Shape(["batch", "length", 8 if value.name in ("x", "v0") else 16])
+    return model.with_graph(graph)
 
 
-def compiled(model: Model, engine: str, folder: Path) -> Session:
-    path = folder / f"{engine}_{len(list(folder.iterdir()))}.onnx"
-    save(model, path)
-    return ENGINES[engine].compile(path, CompileOptions(threads=1))
+@pytest.fixture
+def case(product: Callable, planned: Callable) -> Callable[..., Case]:
+    def made(name: str, *, spec: QuantizerSpec = U8, ends: tuple[float, float] = (-1.0, 1.0)) -> Case:
+        model = dynamic(product("biased")) if name == "dynamic" else product(name)
+        encoding = calibrate(model, planned(model, spec), [{"x": drawn(shape_of(name))}])
+        (cut,) = product_inputs(model, encoding.plan)
+        assert takes_tokens(model, cut)
+        changed, scaled = applied(model, encoding, partial(scale_tokens, cut=cut, ends=ends))
+        return Case(model=model, encoding=encoding, cut=cut, changed=changed, scaled=scaled)
 
-
-def run(model: Model, x: np.ndarray, folder: Path, *, engine: str = "onnxruntime") -> np.ndarray:
-    (found,) = compiled(model, engine, folder)({"x": x}).values()
-    return np.asarray(found)
+    return made
 
 
 def in_integers(found: Case, x: np.ndarray, ends: tuple[float, float]) -> np.ndarray:
@@ -126,12 +88,12 @@ def assert_same_codes(result: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("name", NETS)
-def test_the_float_network_computes_the_same(net: Callable, tmp_path: Path, name: str) -> None:
-    found = case(net, name)
+def test_the_float_network_computes_the_same(case: Callable, run: Callable, name: str) -> None:
+    found = case(name)
     assert {str(node.name) for node in found.model.graph} <= {str(node.name) for node in found.changed.graph}
     assert set(query.values(found.model.graph_model)) <= set(query.values(found.changed.graph_model))
-    x = drawn((6, 8) if name in ("gemm", "transposed") else (2, 6, 8), seed=2)
-    np.testing.assert_allclose(run(found.changed, x, tmp_path), run(found.model, x, tmp_path), rtol=2e-5, atol=1e-5)
+    x = drawn(shape_of(name), seed=2)
+    np.testing.assert_allclose(run(found.changed, x), run(found.model, x), rtol=2e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("engine", BOTH)
@@ -139,20 +101,20 @@ def test_the_float_network_computes_the_same(net: Callable, tmp_path: Path, name
 @pytest.mark.parametrize("spec", [U8, S8], ids=str)
 @pytest.mark.parametrize("name", NETS)
 def test_engines_compute_the_integers_of_numpy(
-    net: Callable, tmp_path: Path, name: str, spec: QuantizerSpec, ends: tuple[float, float], engine: str
+    case: Callable, run: Callable, name: str, spec: QuantizerSpec, ends: tuple[float, float], engine: str
 ) -> None:
-    found = case(net, name, spec=spec, ends=ends)
-    x = drawn((6, 8) if name in ("gemm", "transposed") else (2, 6, 8), seed=3)
+    found = case(name, spec=spec, ends=ends)
+    x = drawn(shape_of(name), seed=3)
     expected = in_integers(found, x, ends)
-    result = run(materialize(found.changed, found.scaled), x, tmp_path, engine=engine)
+    result = run(materialize(found.changed, found.scaled), x, engine=engine)
     assert np.isfinite(result).all()
     assert_same_codes(result, expected)
 
 
 @pytest.mark.parametrize("engine", BOTH)
-def test_batch_and_length_stay_dynamic(net: Callable, tmp_path: Path, engine: str) -> None:
-    found = case(net, "dynamic")
-    session = compiled(materialize(found.changed, found.scaled), engine, tmp_path)
+def test_batch_and_length_stay_dynamic(case: Callable, compiled: Callable, engine: str) -> None:
+    found = case("dynamic")
+    session = compiled(materialize(found.changed, found.scaled), engine)
     for shape in ((1, 1, 8), (3, 11, 8)):
         x = drawn(shape, seed=4)
         (result,) = session({"x": x}).values()
@@ -161,18 +123,18 @@ def test_batch_and_length_stay_dynamic(net: Callable, tmp_path: Path, engine: st
 
 
 @pytest.mark.parametrize("engine", BOTH)
-def test_a_row_of_zeros_gives_the_bias(net: Callable, tmp_path: Path, engine: str) -> None:
-    found = case(net, "gemm")
-    result = run(materialize(found.changed, found.scaled), np.zeros((6, 8), np.float32), tmp_path, engine=engine)
+def test_a_row_of_zeros_gives_the_bias(case: Callable, run: Callable, engine: str) -> None:
+    found = case("gemm")
+    result = run(materialize(found.changed, found.scaled), np.zeros((6, 8), np.float32), engine=engine)
     bias = query.constant(found.model.graph.initializers["w1"])
     assert bias is not None
     np.testing.assert_array_equal(result, np.broadcast_to(bias, (6, 16)))
 
 
 @pytest.mark.parametrize("engine", BOTH)
-def test_the_product_runs_on_an_integer_kernel(net: Callable, tmp_path: Path, engine: str) -> None:
-    found = case(net, "gemm" if engine == "onnxruntime" else "matmul")
-    session = compiled(materialize(found.changed, found.scaled), engine, tmp_path)
+def test_the_product_runs_on_an_integer_kernel(case: Callable, compiled: Callable, engine: str) -> None:
+    found = case("gemm" if engine == "onnxruntime" else "biased")
+    session = compiled(materialize(found.changed, found.scaled), engine)
     x = drawn((6, 8) if engine == "onnxruntime" else (2, 6, 8))
     ran = {name: run.precision for run in session.profile({"x": x}) for name in run.nodes}
     assert ran[found.cut.readers[0]] == "int8"
@@ -187,13 +149,13 @@ def test_rows_lie_within_the_ends() -> None:
     assert reach(np.zeros((2, 4), np.float32), (-1.0, 1.0)).tolist() == [[np.float32(LEAST)]] * 2
 
 
-def test_small_tokens_beside_large_ones_keep_their_values(net: Callable, tmp_path: Path) -> None:
-    found = case(net, "matmul")
+def test_small_tokens_beside_large_ones_keep_their_values(case: Callable, run: Callable) -> None:
+    found = case("biased")
     x = np.random.default_rng(0).standard_normal((2, 6, 8)).astype(np.float32)
     x[:, 1:] *= 0.01
-    exact = run(found.model, x, tmp_path)[:, 1:]
+    exact = run(found.model, x)[:, 1:]
     uniform, scaled = (
-        run(materialize(model, encoding), x, tmp_path)[:, 1:]
+        run(materialize(model, encoding), x)[:, 1:]
         for model, encoding in ((found.model, found.encoding), (found.changed, found.scaled))
     )
     bias = exact.mean((0, 1))
@@ -201,8 +163,8 @@ def test_small_tokens_beside_large_ones_keep_their_values(net: Callable, tmp_pat
     assert np.square(scaled - exact).mean() < 0.01 * np.square(exact - bias).mean()
 
 
-def test_the_encoding_has_a_fixed_quantizer_and_no_int32_bias(net: Callable) -> None:
-    found = case(net, "gemm")
+def test_the_encoding_has_a_fixed_quantizer_and_no_int32_bias(case: Callable) -> None:
+    found = case("gemm")
     placement = Placement("v0_per_token", "Gemm_1", 0)
     assert placement in found.scaled.plan.activations
     assert found.scaled.params[placement].scale == np.float32(2 / 255)
@@ -210,7 +172,7 @@ def test_the_encoding_has_a_fixed_quantizer_and_no_int32_bias(net: Callable) -> 
     assert found.scaled.model_sha256 == found.changed.sha256
 
 
-def test_channels_that_are_not_last_and_scaled_gemms_are_left_alone(net: Callable) -> None:
+def test_channels_that_are_not_last_and_scaled_gemms_are_left_alone(net: Callable, planned: Callable) -> None:
     n = net((1, 8, 6, 6))
     n.conv(8, 16)
     model = n.model()

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
 from fptq.calibrate import calibrate
-from fptq.engines import ENGINES, CompileOptions, Session
 from fptq.graph import query
 from fptq.graph.model import Model
-from fptq.graph.write import save
 from fptq.numerics import (
     PerBlock,
     PiecewiseSpec,
@@ -24,7 +22,7 @@ from fptq.numerics import (
     params_from_breakpoints,
 )
 from fptq.plan import PROFILES, Encoding, Placement, Plan, materialize, place
-from fptq.rewrite import ProductInput, Regions, branched, product_inputs
+from fptq.rewrite import ProductInput, Regions, applied, cut_in_regions, product_inputs
 
 ENGINE_NAMES = ["onnxruntime", "openvino"]
 OUTLIERS = (1, 6)
@@ -85,42 +83,24 @@ def drawn(model: Model, seed: int = 1, factor: float = 60.0) -> np.ndarray:
     return x
 
 
-def planned(model: Model, spec: QuantizerSpec) -> Plan:
-    """The products of a model with inputs of that kind, and results that stay float."""
-    specs: dict[Placement, QuantizerSpec] = {}
-    placed = place(model, PROFILES["openvino"], PROFILES["openvino"].variants[0])
-    specs = {p: placed.specs[p] if p in placed.weights else spec for p in placed.specs}
-    biased = frozenset(str(node.name) for node in model.graph if node.op_type == "Gemm")
-    return Plan(engine="", specs=specs, weights=placed.weights, int32_bias=biased)
-
-
 INNER = {2: [(-1.7, 1.6)], 3: [(-0.7, 0.8), (-9.0, 6.0)]}
 
 
-def case(
-    net: Callable, name: str, *, spec: QuantizerSpec = U8, channels: tuple[int, ...] = OUTLIERS, regions: int = 2
-) -> Case:
-    model = NETS[name](net)
-    encoding = calibrate(model, planned(model, spec), [{"x": drawn(model)}])
-    (cut,) = product_inputs(model, encoding.plan)
-    params = params_from_breakpoints(PiecewiseSpec(region=spec, regions=regions), -61.0, 61.0, INNER[regions])
-    cut_at = Regions(params=params, channels=channels)
-    changed, cut_encoding = branched(model, encoding, cut=cut, regions=cut_at)
-    return Case(model=model, encoding=encoding, cut=cut, regions=cut_at, changed=changed, cut_encoding=cut_encoding)
+@pytest.fixture
+def case(net: Callable, planned: Callable) -> Callable[..., Case]:
+    def made(name: str, *, spec: QuantizerSpec = U8, channels: tuple[int, ...] = OUTLIERS, regions: int = 2) -> Case:
+        model = NETS[name](net)
+        encoding = calibrate(model, planned(model, spec), [{"x": drawn(model)}])
+        (cut,) = product_inputs(model, encoding.plan)
+        params = params_from_breakpoints(PiecewiseSpec(region=spec, regions=regions), -61.0, 61.0, INNER[regions])
+        cut_at = Regions(params=params, channels=channels)
+        changed, cut_encoding = applied(model, encoding, partial(cut_in_regions, cut=cut, regions=cut_at))
+        return Case(model=model, encoding=encoding, cut=cut, regions=cut_at, changed=changed, cut_encoding=cut_encoding)
+
+    return made
 
 
-def compiled(model: Model, engine: str, folder: Path) -> Session:
-    path = folder / f"{engine}_{len(list(folder.iterdir()))}.onnx"
-    save(model, path)
-    return ENGINES[engine].compile(path, CompileOptions(threads=1))
-
-
-def run(model: Model, x: np.ndarray, folder: Path, *, engine: str = "onnxruntime") -> np.ndarray:
-    (found,) = compiled(model, engine, folder)({"x": x}).values()
-    return np.asarray(found)
-
-
-def simulated(found: Case, folder: Path) -> np.ndarray:
+def simulated(found: Case, run: Callable[..., np.ndarray]) -> np.ndarray:
     """The product with what the numerics make of its input and its weight."""
     spec = PiecewiseSpec(region=found.cut.spec, regions=len(found.regions.params.regions))
     plan = found.encoding.plan
@@ -130,7 +110,7 @@ def simulated(found: Case, folder: Path) -> np.ndarray:
     changed = found.model.clone()
     value = query.values(changed)[found.cut.value]
     changed.graph.outputs[:] = [value]
-    seen = run(found.model.with_graph(changed), found.x, folder)
+    seen = run(found.model.with_graph(changed), found.x)
     exact = fake_quantize_piecewise(seen, spec, found.regions.params)
     centre = fake_quantize(seen, found.cut.spec, found.regions.params.regions[0])
     in_two = np.isin(np.arange(found.cut.channels), found.regions.channels)
@@ -142,22 +122,22 @@ def simulated(found: Case, folder: Path) -> np.ndarray:
     )
     values = query.values(rest)
     values[found.cut.value].replace_all_uses_with(values["x"])
-    return run(found.model.with_graph(rest), inner, folder)
+    return run(found.model.with_graph(rest), inner)
 
 
 @pytest.mark.parametrize("regions", [2, 3])
 @pytest.mark.parametrize("channels", [OUTLIERS, tuple(range(8))], ids=["some", "all"])
 @pytest.mark.parametrize("name", NETS)
 def test_the_float_network_computes_the_same_whatever_its_input(
-    net: Callable, tmp_path: Path, name: str, channels: tuple[int, ...], regions: int
+    case: Callable, run: Callable, name: str, channels: tuple[int, ...], regions: int
 ) -> None:
-    found = case(net, name, channels=channels, regions=regions)
+    found = case(name, channels=channels, regions=regions)
     kept = {str(node.name) for node in found.model.graph} - {str(node.name) for node in found.changed.graph}
     assert not kept
     assert set(query.values(found.model.graph_model)) <= set(query.values(found.changed.graph_model))
     for factor in (0.1, 60.0, 5000.0):  # far beyond what was seen, in channels without a tail too
         x = drawn(found.model, seed=2, factor=factor) * np.float32(100 if factor == 0.1 else 1)
-        before, after = run(found.model, x, tmp_path), run(found.changed, x, tmp_path)
+        before, after = run(found.model, x), run(found.changed, x)
         np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-6 * np.abs(before).max())
 
 
@@ -167,11 +147,11 @@ def test_the_float_network_computes_the_same_whatever_its_input(
 @pytest.mark.parametrize("spec", [U8, S8], ids=str)
 @pytest.mark.parametrize("name", NETS)
 def test_engines_compute_what_the_numerics_say(
-    net: Callable, tmp_path: Path, name: str, spec: QuantizerSpec, channels: tuple[int, ...], engine: str, regions: int
+    case: Callable, run: Callable, name: str, spec: QuantizerSpec, channels: tuple[int, ...], engine: str, regions: int
 ) -> None:
-    found = case(net, name, spec=spec, channels=channels, regions=regions)
-    expected = simulated(found, tmp_path)
-    result = run(materialize(found.changed, found.cut_encoding), found.x, tmp_path, engine=engine)
+    found = case(name, spec=spec, channels=channels, regions=regions)
+    expected = simulated(found, run)
+    result = run(materialize(found.changed, found.cut_encoding), found.x, engine=engine)
     step = found.regions.params.regions[0].scale * found.encoding.params[next(iter(found.encoding.plan.weights))].scale
     # The bias of a Gemm is rounded to half a step of the product; sums of integers are exact.
     np.testing.assert_allclose(result, expected, atol=1.01 * float(step.max()) / 2 + 1e-5 * np.abs(expected).max())
@@ -180,7 +160,7 @@ def test_engines_compute_what_the_numerics_say(
 
 
 @pytest.mark.parametrize("engine", [pytest.param(name, marks=pytest.mark.engine(name)) for name in ENGINE_NAMES])
-def test_heavy_tails_cost_less_in_two_regions(net: Callable, tmp_path: Path, engine: str) -> None:
+def test_heavy_tails_cost_less_in_two_regions(net: Callable, planned: Callable, run: Callable, engine: str) -> None:
     n = net((64, 64))
     n("Neg")
     n("Gemm", n.stored(32, 64), n.stored(32), transB=1)
@@ -191,20 +171,22 @@ def test_heavy_tails_cost_less_in_two_regions(net: Callable, tmp_path: Path, eng
     rest = -np.delete(x, [5, 40], axis=1)
     inner = [(float(rest.min()), float(rest.max()))]
     params = params_from_breakpoints(PiecewiseSpec(region=U8), float(-x.max()), float(-x.min()), inner)
-    changed, in_two = branched(model, uniform, cut=cut, regions=Regions(params=params, channels=(5, 40)))
-    exact = run(model, x, tmp_path)
+    changed, in_two = applied(
+        model, uniform, partial(cut_in_regions, cut=cut, regions=Regions(params=params, channels=(5, 40)))
+    )
+    exact = run(model, x)
     errors = [
-        np.square(run(materialize(made, encoding), x, tmp_path, engine=engine) - exact).mean()
+        np.square(run(materialize(made, encoding), x, engine=engine) - exact).mean()
         for made, encoding in ((model, uniform), (changed, in_two))
     ]
     assert errors[1] < errors[0] / 10
 
 
 @pytest.mark.parametrize("engine", [pytest.param(name, marks=pytest.mark.engine(name)) for name in ENGINE_NAMES])
-def test_both_products_run_on_integer_kernels(net: Callable, tmp_path: Path, engine: str) -> None:
+def test_both_products_run_on_integer_kernels(case: Callable, compiled: Callable, engine: str) -> None:
     name = "gemm" if engine == "onnxruntime" else "matmul"
-    found = case(net, name, channels=(1, 2, 5, 6))
-    session = compiled(materialize(found.changed, found.cut_encoding), engine, tmp_path)
+    found = case(name, channels=(1, 2, 5, 6))
+    session = compiled(materialize(found.changed, found.cut_encoding), engine)
     ran = {name: run.precision for run in session.profile({"x": found.x}) for name in run.nodes}
     (reader,) = found.cut.readers
     assert ran[reader] == "int8"
@@ -212,16 +194,16 @@ def test_both_products_run_on_integer_kernels(net: Callable, tmp_path: Path, eng
 
 
 @pytest.mark.parametrize("regions", [2, 3])
-def test_tails_of_all_channels_share_the_stored_weight(net: Callable, regions: int) -> None:
-    found = case(net, "gemm", channels=tuple(range(8)), regions=regions)
+def test_tails_of_all_channels_share_the_stored_weight(case: Callable, regions: int) -> None:
+    found = case("gemm", channels=tuple(range(8)), regions=regions)
     made = materialize(found.changed, found.cut_encoding)
     stored = [name for name in made.graph.initializers if name.startswith("w1")]
     assert sum("quantized" in name for name in stored) == 1
     assert len(found.cut_encoding.plan.ties) == 1
 
 
-def test_codes_of_a_part_are_those_of_the_whole(net: Callable) -> None:
-    found = case(net, "gemm")
+def test_codes_of_a_part_are_those_of_the_whole(case: Callable) -> None:
+    found = case("gemm")
     made = materialize(found.changed, found.cut_encoding)
     whole, part = (query.constant(made.graph.initializers[f"{n}_quantized"]) for n in ("w1", "Gemm_1_tail_weight"))
     assert whole is not None
@@ -233,16 +215,16 @@ def test_codes_of_a_part_are_those_of_the_whole(net: Callable) -> None:
     np.testing.assert_array_equal(part, whole)
 
 
-def test_learned_codes_of_a_part_are_those_of_the_whole(net: Callable) -> None:
-    found = case(net, "gemm")
+def test_learned_codes_of_a_part_are_those_of_the_whole(case: Callable) -> None:
+    found = case("gemm")
     (weight,) = found.encoding.plan.weights
     learned = np.random.default_rng(0).integers(-127, 128, (16, 8))
     encoding = replace(found.encoding, codes={weight: learned})
-    _, cut = branched(found.model, encoding, cut=found.cut, regions=found.regions)
+    _, cut = applied(found.model, encoding, partial(cut_in_regions, cut=found.cut, regions=found.regions))
     np.testing.assert_array_equal(cut.codes[Placement("Gemm_1_tail_weight", "Gemm_1_tail", 1)], learned[:, [1, 6]])
 
 
-def test_readers_of_one_activation_share_its_parts(net: Callable, tmp_path: Path) -> None:
+def test_readers_of_one_activation_share_its_parts(net: Callable, planned: Callable, run: Callable) -> None:
     n = net((6, 8))
     source = n("Neg")
     first = n("MatMul", n.stored(8, 5))
@@ -255,22 +237,24 @@ def test_readers_of_one_activation_share_its_parts(net: Callable, tmp_path: Path
     assert cut.readers == ("MatMul_1", "MatMul_2")
     assert cut.weights == 80
     params = params_from_breakpoints(PiecewiseSpec(region=U8), -61.0, 61.0, [(-1.7, 1.6)])
-    changed, both = branched(model, encoding, cut=cut, regions=Regions(params=params, channels=OUTLIERS))
+    changed, both = applied(
+        model, encoding, partial(cut_in_regions, cut=cut, regions=Regions(params=params, channels=OUTLIERS))
+    )
     assert sum(node.op_type == "Gather" for node in changed.graph) == 1
     quantizers = [node for node in materialize(changed, both).graph if node.op_type == "QuantizeLinear"]
     assert len(quantizers) == 2
-    np.testing.assert_allclose(run(changed, drawn(model), tmp_path), run(model, drawn(model), tmp_path), atol=1e-4)
+    np.testing.assert_allclose(run(changed, drawn(model)), run(model, drawn(model)), atol=1e-4)
 
 
-def test_new_nodes_come_from_the_users_node(net: Callable) -> None:
-    found = case(net, "matmul")
+def test_new_nodes_come_from_the_users_node(case: Callable) -> None:
+    found = case("matmul")
     model = replace(found.model, origin={"MatMul_1": ("encoder.0.dense",)})
-    changed, _ = branched(model, found.encoding, cut=found.cut, regions=found.regions)
+    changed, _ = applied(model, found.encoding, partial(cut_in_regions, cut=found.cut, regions=found.regions))
     assert {changed.module_of(str(node.name)) for node in changed.graph} == {"", "encoder.0.dense"}
     assert changed.module_of("MatMul_1_tail") == "encoder.0.dense"
 
 
-def test_what_cannot_be_cut_is_not_offered(net: Callable) -> None:
+def test_what_cannot_be_cut_is_not_offered(net: Callable, planned: Callable) -> None:
     n = net((1, 8, 6, 6))
     n.conv(8, 8)
     n("Relu")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
 from fptq.calibrate import CalibrationOptions, calibrate, observer
@@ -14,11 +13,6 @@ from fptq.numerics import QuantizerSpec
 from fptq.plan import materialize
 from fptq.plan.plan import Plan
 from fptq.rewrite.smooth import logarithmically_smoothed, smoothed
-
-
-def run(model: Model, x: np.ndarray) -> np.ndarray:
-    proto = ir.to_proto(model.graph_model).SerializeToString()
-    return np.asarray(ort.InferenceSession(proto).run(None, {"x": x})[0])
 
 
 def stored(model: Model, name: str) -> np.ndarray:
@@ -54,7 +48,7 @@ def samples(count: int = 4) -> list[dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("as_gemm", [False, True])
-def test_what_the_network_computes_stays(net, alpha: float, as_gemm: bool) -> None:
+def test_what_the_network_computes_stays(net, alpha: float, as_gemm: bool, run) -> None:
     model = encoder(net, outliers=50.0)
     model = matmul_add_to_gemm(model) if as_gemm else model
     changed = smoothed(model, samples(), alpha=alpha)
@@ -68,7 +62,7 @@ def test_what_the_network_computes_stays(net, alpha: float, as_gemm: bool) -> No
         assert np.array_equal(stored(changed, name), stored(model, name))
 
 
-def test_the_factors_are_those_of_the_equation(net) -> None:
+def test_the_factors_are_those_of_the_equation(net, run) -> None:
     n = net((3, 8))
     n("LayerNormalization", n.stored(8, scale=1.0), n.stored(8), axis=-1)
     n("Gemm", n.stored(4, 8), n.stored(4), transB=1)
@@ -84,7 +78,7 @@ def test_the_factors_are_those_of_the_equation(net) -> None:
     np.testing.assert_allclose(stored(model, "w0") / stored(changed, "w0"), expected, rtol=1e-4)
 
 
-def test_a_scale_that_other_norms_share_is_copied(net) -> None:
+def test_a_scale_that_other_norms_share_is_copied(net, run) -> None:
     n = net((2, 5, 8))
     scale = n.stored(8, scale=1.0)
     n("LayerNormalization", scale, axis=-1)
@@ -112,7 +106,7 @@ def test_an_exponent_out_of_range_is_refused(cnn) -> None:
         smoothed(cnn, [], alpha=1.5)
 
 
-def test_channels_that_stand_out_cost_less_afterwards(net) -> None:
+def test_channels_that_stand_out_cost_less_afterwards(net, run) -> None:
     model = encoder(net, outliers=100.0)
     activation = Placement("v0")
     weights = (Placement("w2", "MatMul_1", 1), Placement("w4", "MatMul_4", 1))
@@ -128,7 +122,7 @@ def test_channels_that_stand_out_cost_less_afterwards(net) -> None:
     assert errors[1] < errors[0] / 4
 
 
-def test_logarithmic_factors_are_those_of_the_equation_whatever_the_scale(net) -> None:
+def test_logarithmic_factors_are_those_of_the_equation_whatever_the_scale(net, run) -> None:
     n = net((3, 8))
     n("LayerNormalization", n.stored(8, scale=1.0), axis=-1)
     n("Gemm", n.stored(4, 8), n.stored(4), transB=1)

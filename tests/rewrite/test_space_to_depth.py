@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 
 from fptq.graph.model import Model
@@ -29,17 +28,12 @@ def conv_model(*, channels: int, size: tuple[int, ...], kernel: int, stride: int
     return Model(graph_model=ir.Model(graph, ir_version=10))
 
 
-def run(model: Model, x: np.ndarray) -> np.ndarray:
-    proto = ir.to_proto(model.graph_model).SerializeToString()
-    return np.asarray(ort.InferenceSession(proto).run(None, {"x": x})[0])
-
-
 @pytest.mark.parametrize("rank", [1, 2, 3])
 @pytest.mark.parametrize(
     ("kernel", "stride", "pad"), [(7, 2, 3), (3, 2, 1), (4, 4, 0), (5, 3, 2), (2, 2, 0), (3, 2, 0)]
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_computes_the_same_sums(rank: int, kernel: int, stride: int, pad: int, channels: int) -> None:
+def test_computes_the_same_sums(rank: int, kernel: int, stride: int, pad: int, channels: int, run) -> None:
     size = (12, 24, 12)[:rank]
     model = conv_model(channels=channels, size=size, kernel=kernel, stride=stride, pad=pad)
     rewritten = space_to_depth_stem(model)
@@ -65,7 +59,7 @@ def test_leaves_alone_what_does_not_qualify(options: dict[str, object]) -> None:
     assert space_to_depth_stem(model) is model
 
 
-def test_two_convolutions_of_one_input_share_the_rearrangement() -> None:
+def test_two_convolutions_of_one_input_share_the_rearrangement(run) -> None:
     one = conv_model(channels=1, size=(8, 8), kernel=3, stride=2, pad=1)
     graph_model = one.clone()
     first = graph_model.graph.node(0)

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 
 from fptq.calibrate import calibrate
-from fptq.engines import ENGINES, CompileOptions
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.parity import check_rewrite
-from fptq.graph.write import save
 from fptq.numerics import (
     PiecewiseParams,
     PiecewiseSpec,
@@ -23,7 +21,7 @@ from fptq.numerics import (
     params_from_breakpoints,
 )
 from fptq.plan import Encoding, Placement, Plan, Refusal, materialize
-from fptq.rewrite import float_inputs, product_inputs, summed
+from fptq.rewrite import applied, float_inputs, product_inputs, sum_regions
 
 BOTH = [pytest.param(name, marks=pytest.mark.engine(name)) for name in ("onnxruntime", "openvino")]
 SPECS = [
@@ -63,7 +61,7 @@ def cut(net: Callable, spec: QuantizerSpec, regions: int = 2) -> tuple[Model, Mo
     (found,) = float_inputs(encoding.plan)
     whole = PiecewiseSpec(region=spec, regions=regions)
     params = params_from_breakpoints(whole, -61.0, 70.0, INNER[regions])
-    changed, cut_encoding = summed(model, encoding, cut=found, params=params)
+    changed, cut_encoding = applied(model, encoding, partial(sum_regions, cut=found, params=params))
     return model, changed, cut_encoding, params
 
 
@@ -73,23 +71,16 @@ def returning(model: Model, value: str) -> Model:
     return model.with_graph(changed)
 
 
-def run(model: Model, x: np.ndarray, folder: Path, *, engine: str = "onnxruntime") -> np.ndarray:
-    path = folder / f"{len(list(folder.iterdir()))}.onnx"
-    save(model, path)
-    (found,) = ENGINES[engine].compile(path, CompileOptions(threads=1))({"x": x}).values()
-    return np.asarray(found)
-
-
 @pytest.mark.parametrize("engine", BOTH)
 @pytest.mark.parametrize("regions", [2, 3])
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_the_sum_is_what_the_numerics_make_of_it(
-    net: Callable, tmp_path: Path, spec: QuantizerSpec, regions: int, engine: str
+    net: Callable, run: Callable, spec: QuantizerSpec, regions: int, engine: str
 ) -> None:
     model, changed, encoding, params = cut(net, spec, regions)
     x = drawn(model, seed=2)
     written = materialize(changed, encoding)
-    read = run(returning(written, "v0_sum"), x, tmp_path, engine=engine)
+    read = run(returning(written, "v0_sum"), x, engine=engine)
     expected = fake_quantize_piecewise(-x, PiecewiseSpec(region=spec, regions=regions), params)
     tolerance = DEVIATION[engine] * np.abs(expected).max()
     np.testing.assert_allclose(read, expected, rtol=0, atol=tolerance)
@@ -98,8 +89,8 @@ def test_the_sum_is_what_the_numerics_make_of_it(
     norm = model.clone()
     node = query.node_named(norm, "LayerNormalization_1")
     node.replace_input_with(0, norm.graph.inputs[0])
-    reference = run(model.with_graph(norm), expected, tmp_path, engine=engine)
-    np.testing.assert_allclose(run(written, x, tmp_path, engine=engine), reference, atol=1e-4)
+    reference = run(model.with_graph(norm), expected, engine=engine)
+    np.testing.assert_allclose(run(written, x, engine=engine), reference, atol=1e-4)
 
 
 @pytest.mark.parametrize("regions", [2, 3])
@@ -122,7 +113,7 @@ def test_the_encoding_follows_and_the_rest_stays(net: Callable) -> None:
     assert float_inputs(encoding.plan) == ()  # once is enough
 
 
-def test_two_float_readers_share_the_parts_and_others_read_the_value_itself(net: Callable, tmp_path: Path) -> None:
+def test_two_float_readers_share_the_parts_and_others_read_the_value_itself(net: Callable, run: Callable) -> None:
     n = net((2, 6, 8))
     source = n("Neg")
     first = n("LayerNormalization", n.stored(8), n.stored(8), axis=-1)
@@ -138,12 +129,12 @@ def test_two_float_readers_share_the_parts_and_others_read_the_value_itself(net:
     encoding = calibrate(model, Plan(engine="", specs=specs, refusals=refusals), [{"x": drawn(model)}])
     (found,) = float_inputs(encoding.plan)
     params = params_from_breakpoints(PiecewiseSpec(region=SPECS[0]), -61.0, 70.0, INNER[2])
-    changed, cut_encoding = summed(model, encoding, cut=found, params=params)
+    changed, cut_encoding = applied(model, encoding, partial(sum_regions, cut=found, params=params))
     written = materialize(replace(changed, origin={}), cut_encoding)
     assert sum(node.op_type == "QuantizeLinear" for node in written.graph) == 2
     residual = query.node_named(written.graph_model, "Add_4")
     assert [value.name for value in residual.inputs if value is not None] == ["v0", "v3"]
-    np.testing.assert_allclose(run(changed, drawn(model), tmp_path), run(model, drawn(model), tmp_path), atol=1e-4)
+    np.testing.assert_allclose(run(changed, drawn(model)), run(model, drawn(model)), atol=1e-4)
 
 
 def test_products_are_for_the_other_rewrite(net: Callable) -> None:

@@ -22,6 +22,21 @@ def candidates(model: Model, engine: str = "openvino") -> Candidates:
     return Candidates(model=model, profile=PROFILES[engine], policy=Policy(), options=CalibrationOptions())
 
 
+def gate(engine: Engine | Counting, model: Model, samples: list[dict[str, np.ndarray]], folder: Path) -> Gate:
+    made = candidates(model, engine.name)
+    return Gate(
+        engine=engine,
+        float_model=model,
+        candidates=made,
+        statistics=collect(model, made.statistics_needed(), samples),
+        samples=tuple(samples[:2]),
+        folder=folder,
+        threads=1,
+        rounds=3,
+        seconds=5.0,
+    )
+
+
 def test_variants_that_come_out_equal_are_measured_once(net) -> None:
     n = net((1, 4, 8, 8))
     n.conv(4, 8)
@@ -96,35 +111,14 @@ def test_no_float_network_is_compiled_twice(
     engine: str, sessions: int, large: bool, cnn: Model, samples, tmp_path, monkeypatch
 ) -> None:
     monkeypatch.setattr("fptq.graph.rest.LARGE", 1 if large else 1 << 30)
-    made, counting = candidates(cnn, engine), Counting(ENGINES[engine])
-    Gate(
-        engine=counting,
-        float_model=cnn,
-        candidates=made,
-        statistics=collect(cnn, made.statistics_needed(), samples),
-        samples=tuple(samples[:2]),
-        folder=tmp_path,
-        threads=1,
-        rounds=3,
-        seconds=5.0,
-    ).choose()
+    counting = Counting(ENGINES[engine])
+    gate(counting, cnn, samples, tmp_path).choose()
     assert [options.weights for options in counting.floats] == ["mapped" if large else "held"] * sessions
 
 
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_the_gate_measures_and_explains(engine: str, cnn: Model, samples, tmp_path) -> None:
-    made = candidates(cnn, engine)
-    outcome = Gate(
-        engine=ENGINES[engine],
-        float_model=cnn,
-        candidates=made,
-        statistics=collect(cnn, made.statistics_needed(), samples),
-        samples=tuple(samples[:2]),
-        folder=tmp_path,
-        threads=1,
-        rounds=3,
-        seconds=5.0,
-    ).choose()
+    outcome = gate(ENGINES[engine], cnn, samples, tmp_path).choose()
     assert outcome.trials
     assert outcome.latency_ms > 0
     assert all(trial.median_ms > 0 and trial.sqnr_db is not None for trial in outcome.trials)

@@ -12,7 +12,6 @@ are only noise of the estimate. A network that pools its output into one vector 
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fptq.analyze.tiles import TILES, weighted_square
 from fptq.analyze.units import Site, Unit
 from fptq.errors import ModelError
 from fptq.execute import Executor
@@ -33,14 +33,8 @@ from fptq.graph.placement import Placement
 from fptq.plan.encoding import Encoding
 from fptq.types import Feeds, FeedSource, Progress, silent
 
-_TILES = 4
-"""Tiles per axis, where the output has axes too: larger tiles cancel more, smaller ones are less noisy."""
-
 _LINEAR = query.CONVOLUTIONS | {"MatMul", "Gemm"}
 """Operations whose result is a product with each of their activations."""
-
-_PART = 1 << 16
-"""Elements that are multiplied and summed at once: they stay in the cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +169,7 @@ class _Probe:
                 watches.setdefault(watch.input or Placement(site.output), []).append(watch)
         pooled = all(len(info.shape or ()) < 3 for info in executor.model.outputs)
         zeros = np.zeros((len(units), len(encodings)))
-        return cls(executor=executor, watches=watches, loss=zeros, tiles=1 if pooled else _TILES)
+        return cls(executor=executor, watches=watches, loss=zeros, tiles=1 if pooled else TILES)
 
     def add(self, sample: Feeds, objective: Objective, generator: torch.Generator) -> None:
         """One sample: forward with a watch on every site, backward from a random projection."""
@@ -267,57 +261,3 @@ def _products(watch: _Watch, gradient: torch.Tensor, values: Mapping[str, torch.
             changed = watch.part.run(fed, hook=overlay)[watch.site.output]
         found.append(weighted_square(gradient, changed, exact, channels=channels, tiles=tiles))
     return found
-
-
-def weighted_square(
-    gradient: torch.Tensor, changed: torch.Tensor, exact: torch.Tensor, *, channels: int = 1, tiles: int = _TILES
-) -> float:
-    """`tiled_square(gradient * (changed - exact))` without the products in memory.
-
-    Args:
-        gradient: f32[N, ...].
-        changed: The same shape.
-        exact: The same shape.
-        channels: As in `tiled_square`.
-        tiles: As in `tiled_square`.
-    """
-    others = [axis for axis in range(1, gradient.ndim) if axis != channels % gradient.ndim]
-    if not others or gradient.numel() <= 4 * _PART:
-        return tiled_square((changed - exact).mul_(gradient), channels=channels, tiles=tiles)
-    along, size = others[0], gradient.shape[others[0]]
-    rows = math.ceil(size / tiles)
-    step, total = max(1, _PART * size // max(gradient.numel(), 1)), 0.0
-    for start in range(0, size, rows):
-        sums = torch.zeros((), device=gradient.device)
-        for at in range(start, min(start + rows, size), step):
-            part = (slice(None),) * along + (slice(at, min(at + step, start + rows)),)
-            sums = sums + (changed[part] - exact[part]).mul_(gradient[part]).sum((channels, along))
-        total += float(_by_tile(sums, tiles).double().square().sum())
-    return total
-
-
-def tiled_square(products: torch.Tensor, *, channels: int = 1, tiles: int = _TILES) -> float:
-    """Sum over tiles of the squared sum of the products within a tile.
-
-    Tiles divide every axis but those of samples and channels into `tiles` parts; samples are apart.
-
-    Args:
-        products: f32[N, ...].
-        channels: The axis whose elements are summed over in every tile.
-        tiles: Parts of an axis; 1 sums over all of it.
-    """
-    if products.ndim < 2:
-        return float(products.double().square().sum())
-    if tiles == 1:
-        return float(products.flatten(1).sum(1).double().square().sum())
-    return float(_by_tile(products.sum(channels), tiles).double().square().sum())
-
-
-def _by_tile(sums: torch.Tensor, tiles: int) -> torch.Tensor:
-    """The sums of every tile: `f32[N, *S]` to `f32[N, tiles, ...]`."""
-    if tiles == 1:
-        return sums.flatten(1).sum(1) if sums.ndim > 1 else sums
-    for axis in range(1, sums.ndim):
-        size = math.ceil(sums.shape[axis] / tiles)
-        sums = torch.stack([part.sum(axis) for part in torch.split(sums, size, axis)], axis)
-    return sums

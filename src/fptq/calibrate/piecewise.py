@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 
 from fptq.calibrate.observers.lp import Lp
 from fptq.calibrate.sketch import Sketch
-from fptq.numerics import PiecewiseParams, PiecewiseSpec, Values, searched_params
+from fptq.numerics import PiecewiseParams, PiecewiseSpec, Values, searched_params, sqnr_of
 from fptq.types import Array
 
 
@@ -50,7 +49,7 @@ def sketched_sqnr(sketch: Sketch, quantizer: Callable[[Array], Array]) -> float:
         float((np.square(part.astype(np.float64)) * values.counts).sum())
         for part in (values.rows, values.rows - changed)
     )
-    return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
+    return sqnr_of(signal, noise)
 
 
 def _values(sketch: Sketch) -> Values:

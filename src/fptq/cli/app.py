@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from fptq.cli import commands
+from fptq.cli.predict import predict
 from fptq.cli.terminal import Interrupted, Terminal
 
 _GLOBAL = ("--json", "--debug")
@@ -78,7 +79,7 @@ def _application() -> typer.Typer:
     )
     app.command(epilog=_MORE)(commands.quantize)
     for command in (
-        commands.predict,
+        predict,
         commands.inspect,
         commands.sensitivity,
         commands.search,

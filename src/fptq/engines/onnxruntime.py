@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import re
 import shutil
@@ -18,6 +17,7 @@ import numpy as np
 
 from fptq.engines.base import CompileOptions, NodeRun
 from fptq.engines.container import runnable
+from fptq.engines.installed import installed_version
 from fptq.errors import DataError, EngineError, MissingExtra
 from fptq.types import Feeds
 
@@ -35,10 +35,7 @@ class OnnxRuntime:
 
     def version(self) -> str | None:
         """The installed version, without importing the package."""
-        try:
-            return importlib.metadata.version("onnxruntime")
-        except importlib.metadata.PackageNotFoundError:
-            return None
+        return installed_version("onnxruntime")
 
     def warm_up(self) -> None:
         """Import the package."""

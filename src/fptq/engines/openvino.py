@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from fptq.engines.base import CompileOptions, NodeRun
 from fptq.engines.container import runnable
+from fptq.engines.installed import installed_version
 from fptq.errors import DataError, EngineError, MissingExtra
 from fptq.types import Feeds
 
@@ -28,10 +28,7 @@ class OpenVINO:
 
     def version(self) -> str | None:
         """The installed version, without importing the package."""
-        try:
-            return importlib.metadata.version("openvino")
-        except importlib.metadata.PackageNotFoundError:
-            return None
+        return installed_version("openvino")
 
     def warm_up(self) -> None:
         """Import the package and start its core."""

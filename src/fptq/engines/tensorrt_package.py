@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.metadata
 import importlib.util
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from fptq.engines.installed import installed_version
 from fptq.errors import EngineError, MissingExtra
 
 _LEAST = 10
@@ -56,16 +56,8 @@ def installed() -> Package | None:
     """The package that is installed, without importing it."""
     for module, distributions in _DISTRIBUTIONS.items():
         if importlib.util.find_spec(module) is not None:
-            return Package(module=module, version=next(_versions(distributions), ""))
+            return Package(module=module, version=next(filter(None, map(installed_version, distributions)), ""))
     return None
-
-
-def _versions(distributions: tuple[str, ...]) -> Iterator[str]:
-    for name in distributions:
-        try:
-            yield importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
 
 
 @functools.cache

@@ -5,24 +5,23 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Self
 
 import numpy as np
 
 from fptq.errors import DataError, OutputError
-from fptq.feeds.callables import load_callable, names_callable
 from fptq.feeds.conform import Inputs, as_array, conform
-from fptq.feeds.folders import find_samples, spread_samples
-from fptq.feeds.images import Image, image_array, read_image
+from fptq.feeds.images import Image, image_array
+from fptq.feeds.items import FileItems, Items, IterableItems, open_items
 from fptq.feeds.lengths import has_padding_mask, unpadded
 from fptq.feeds.preprocess import Preprocess, preprocessed
-from fptq.feeds.scans import IMAGES, Scan, is_scan, read_arrays, read_scan, suffix
+from fptq.feeds.scans import Scan
 from fptq.graph.signature import ModuleSignature
 from fptq.types import Array, Feeds
 
@@ -66,25 +65,6 @@ def open_feeds(
     return samples
 
 
-def open_items(source: object, *, spread: int | None = None, limit: int | None = None) -> FileItems | IterableItems:
-    """The samples of a source as they are, by name.
-
-    Args:
-        source: As for `open_feeds`; an iterator is not written anywhere, so it can be walked only once.
-        spread: As for `open_feeds`.
-        limit: How many are wanted of a spread; otherwise all are there.
-
-    Raises:
-        DataError: There are none.
-        ConfigError: `package.module:function` does not exist.
-    """
-    if isinstance(source, str) and names_callable(source) and not Path(source).exists():
-        source = load_callable(source)()
-    if isinstance(source, str | Path):
-        return FileItems(find_samples(source) if spread is None else spread_samples(source, seed=spread, limit=limit))
-    return IterableItems(_walkable(source))
-
-
 def prepared(sample: object, inputs: Inputs, *, preprocess: Preprocess | None, name: str) -> object:
     """A sample after the user's preprocess, which applies to images, scans and samples that are one array."""
     if isinstance(sample, Image):
@@ -94,14 +74,6 @@ def prepared(sample: object, inputs: Inputs, *, preprocess: Preprocess | None, n
     if preprocess is None:
         return sample
     return preprocessed(_only_array(sample, name), np.eye(4), preprocess=preprocess, name=name)
-
-
-class Items(Protocol):
-    """Named raw samples that can be walked more than once."""
-
-    def __iter__(self) -> Iterator[tuple[str, object]]: ...
-
-    def __len__(self) -> int: ...
 
 
 class Samples:
@@ -162,33 +134,6 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class FileItems:
-    """The samples of files."""
-
-    paths: tuple[Path, ...]
-
-    def __iter__(self) -> Iterator[tuple[str, object]]:
-        for path in self.paths:
-            yield str(path), _read(path)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-
-@dataclass(frozen=True)
-class IterableItems:
-    """The samples of a Python iterable."""
-
-    iterable: Iterable[object]
-
-    def __iter__(self) -> Iterator[tuple[str, object]]:
-        return ((f"sample {i}", sample) for i, sample in enumerate(self.iterable))
-
-    def __len__(self) -> int:
-        return len(self.iterable)  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True)
 class _Prepared:
     """Items after the user's preprocess."""
 
@@ -223,12 +168,6 @@ def _bound(sample: object, signature: ModuleSignature, name: str) -> object:
         return signature.feeds(args, kwargs)
     except DataError as error:
         raise DataError(f"{name}: {error.what}", rule=error.rule, remedy=error.remedy) from error
-
-
-def _read(path: Path) -> object:
-    if suffix(path) in IMAGES:
-        return read_image(path)
-    return read_scan(path) if is_scan(path) else read_arrays(path)
 
 
 def _only_array(sample: object, name: str) -> Array:
@@ -270,43 +209,6 @@ def _patch(array: Array, inputs: Inputs) -> Array:
         pads.append((short // 2, short - short // 2))
     lead = array.ndim - rank
     return np.pad(array[(slice(None),) * lead + tuple(slices)], [(0, 0)] * lead + pads)
-
-
-def _walkable(source: Any) -> Iterable[object]:
-    """The source as an iterable.
-
-    Raises:
-        DataError: It is not one.
-    """
-    if isinstance(source, Mapping):
-        raise DataError(
-            f"a mapping with keys {', '.join(map(repr, source))}",
-            rule="data are an iterable of samples",
-            remedy="For one sample, give [sample]",
-        )
-    if hasattr(source, "__len__") and hasattr(source, "__getitem__") and not hasattr(source, "__iter__"):
-        return _Indexed(source)
-    try:
-        iter(source)
-    except TypeError as error:
-        raise DataError(
-            f"data of type {type(source).__name__}",
-            rule="data are a folder, a pattern, package.module:function or an iterable of samples",
-        ) from error
-    return source  # type: ignore[no-any-return]
-
-
-@dataclass(frozen=True)
-class _Indexed:
-    """A map-style dataset: it may not raise IndexError, so Python's own iteration would not end."""
-
-    dataset: Any
-
-    def __iter__(self) -> Iterator[object]:
-        return (self.dataset[i] for i in range(len(self)))
-
-    def __len__(self) -> int:
-        return len(self.dataset)
 
 
 def _spooled(once: Samples, inputs: Inputs) -> Samples:

@@ -27,7 +27,12 @@ PLANS, DATASET = "plans.json", "dataset.json"
 _FORM = "nnunet:RESULTS_FOLDER, nnunet:RESULTS_FOLDER:FOLD or nnunet:RESULTS_FOLDER:FOLD:CHECKPOINT.pth"
 _PARTS = re.compile(r"(?P<folder>.+?)(:(?P<fold>all|\d+)(:(?P<checkpoint>[^:/\\]+\.pth))?)?")
 _OLD = ("plans.pkl", "fold_*/model_*.model", "fold_*/model_*.model.pkl")
-_INSTALL = "pip install --no-deps nnunetv2 dynamic-network-architectures batchgenerators batchgeneratorsv2 acvl-utils"
+PACKAGES = ("nnunetv2", "dynamic-network-architectures", "batchgenerators", "batchgeneratorsv2", "acvl-utils")
+"""nnU-Net and what its authors publish beside it."""
+EXTRA = "nnunet"
+"""The extra of fptq with what these need."""
+INSTALL = f"pip install --no-deps {' '.join(PACKAGES)}"
+"""What gets them; an extra could not: their own requirements take gigabytes that its U-Nets do not need."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +152,7 @@ def new_predictor(
             from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     except ModuleNotFoundError as error:
         package = (error.name or "nnunetv2").partition(".")[0]
-        raise MissingExtra(package, extra="nnunet", purpose="opening results of nnU-Net", then=_INSTALL) from error
+        raise MissingExtra(package, extra=EXTRA, purpose="opening results of nnU-Net", then=INSTALL) from error
     import torch
 
     with quiet():

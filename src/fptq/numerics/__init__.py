@@ -2,6 +2,7 @@
 
 from fptq.numerics.blocks import grouped, ranges, scale_shape
 from fptq.numerics.breakpoints import GAUSSIAN, LAPLACE, Density, bisected, closed_form, expected_error
+from fptq.numerics.decibels import sqnr, sqnr_of
 from fptq.numerics.fit import lp_error, params_from_range
 from fptq.numerics.packing import pack, unpack
 from fptq.numerics.params import UniformParams
@@ -64,5 +65,7 @@ __all__ = [
     "ranges",
     "scale_shape",
     "searched_params",
+    "sqnr",
+    "sqnr_of",
     "unpack",
 ]

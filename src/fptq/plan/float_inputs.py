@@ -19,8 +19,9 @@ from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
 from fptq.numerics import QuantizerSpec
-from fptq.plan.place import Policy, names_of
+from fptq.plan.place import names_of
 from fptq.plan.plan import Plan, Refusal
+from fptq.plan.policy import Policy
 
 FLOAT_INPUTS: Mapping[str, frozenset[str]] = MappingProxyType(
     {

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
-from types import MappingProxyType
 
 import onnx_ir as ir
 
@@ -14,44 +13,11 @@ from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
 from fptq.numerics import PerChannel, PerTensor, QuantizerSpec
+from fptq.plan.hoist import hoisted
 from fptq.plan.plan import Plan, Refusal
+from fptq.plan.policy import Policy
 from fptq.plan.profile import STORED_WEIGHTS, Family, Profile, Rule, Variant, WeightAxis, scale_axis, spared_operand
 from fptq.plan.ties import agreed, ties_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """What the user asks for, beside what the engine can do.
-
-    Attributes:
-        precision: Glob over node names and module paths -> "int8" or "float"; the last match decides.
-        per_channel: One scale per output channel of a weight; otherwise one per weight.
-        weight_bits: Width of weight codes.
-        activation_bits: Width of activation codes.
-        symmetric: Force symmetric signed (True) or asymmetric unsigned (False) activations; None: the variant's.
-    """
-
-    precision: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    per_channel: bool = True
-    weight_bits: int = 8
-    activation_bits: int = 8
-    symmetric: bool | None = None
-
-    def wants(self, names: Iterable[str]) -> str | None:
-        """The precision asked for a node of these names, with the glob that says so; None when nothing does."""
-        names = tuple(names)
-        verdict: str | None = None
-        for pattern, precision in self.precision.items():
-            if any(fnmatchcase(name, pattern) for name in names):
-                verdict = f"{precision} by {pattern!r}"
-        return verdict
-
-    def activation(self, spec: QuantizerSpec) -> QuantizerSpec:
-        """The quantizer of an activation under this policy."""
-        spec = spec.with_bits(self.activation_bits)
-        if self.symmetric is None:
-            return spec
-        return replace(spec, signed=self.symmetric, symmetric=self.symmetric)
 
 
 def place(model: Model, profile: Profile, variant: Variant, policy: Policy | None = None) -> Plan:
@@ -95,7 +61,7 @@ def survey(model: Model, profile: Profile, variant: Variant, policy: Policy | No
             biases.add(str(node.name))
     plan = Plan(
         engine=profile.engine,
-        specs=_hoisted(model, specs, profile.transparent),
+        specs=hoisted(model, specs, profile.transparent),
         weights=frozenset(weights),
         int32_bias=frozenset(biases),
         refusals=tuple(refusals),
@@ -223,50 +189,6 @@ def _weight_spec(
     granularity = PerChannel(axis=axis) if policy.per_channel else PerTensor()
     spec = profile.weight.with_bits(policy.weight_bits).with_granularity(granularity)
     return Placement(str(value.name), str(node.name), index), spec
-
-
-def _hoisted(
-    model: Model, specs: Mapping[Placement, QuantizerSpec], transparent: frozenset[str]
-) -> dict[Placement, QuantizerSpec]:
-    """Quantizers moved in front of operations that keep codes, which then run on integers too.
-
-    Only where every reader behind the operation asks for the same quantizer; and not a signed one: ONNX Runtime 1.32
-    spreads moved pairs, makes signed ones unsigned, and then refuses what it wrote (opset 21). OpenVINO and TensorRT
-    move quantizers themselves.
-    """
-    hoisted = dict(specs)
-    for node in reversed(list(model.graph)):
-        value = node.outputs[0]
-        if node.op_type not in transparent or value.is_graph_output():
-            continue
-        behind = [Placement(str(value.name), str(reader.name), index) for reader, index in query.readers(value)]
-        asked = {hoisted.get(placement) for placement in behind}
-        if len(asked) == 1 and (spec := asked.pop()) is not None and not spec.signed:
-            for placement in behind:
-                del hoisted[placement]
-            hoisted[Placement(_named(node, 0), str(node.name), 0)] = spec
-    return hoisted
-
-
-def if_readers_leave(model: Model, plan: Plan, profile: Profile) -> Plan:
-    """The quantizers behind operations that keep codes, where they move back to when one of several readers is float.
-
-    Args:
-        model: The network of the plan.
-        plan: What `place` made for it.
-        profile: The engine.
-    """
-    specs: dict[Placement, QuantizerSpec] = {}
-    moved = {p: s for p, s in plan.specs.items() if p not in plan.weights}
-    for node in model.graph:
-        spec = moved.get(Placement(_named(node, 0), str(node.name), 0)) if node.op_type in profile.transparent else None
-        if spec is None:
-            continue
-        value = node.outputs[0]
-        behind = [Placement(str(value.name), str(reader.name), index) for reader, index in query.readers(value)]
-        moved |= dict.fromkeys(behind, spec)
-        specs |= dict.fromkeys(behind if len(behind) > 1 else (), spec)
-    return Plan(engine=plan.engine, specs=specs)
 
 
 def _check_globs(model: Model, policy: Policy) -> None:

@@ -9,7 +9,6 @@ from functools import cached_property
 from fptq.calibrate import Statistics, collect, needed
 from fptq.config import Recipe
 from fptq.graph.model import Model
-from fptq.graph.parity import check_rewrite
 from fptq.plan import Encoding, place
 from fptq.plan.edges import edges_of
 from fptq.plan.plan import Plan
@@ -20,6 +19,7 @@ from fptq.recipes.observers import calibration_options, first_pair
 from fptq.recipes.prepare import policy_of, rewritten
 from fptq.recipes.problem import Problem
 from fptq.recipes.refine import EFFORTS, levelled
+from fptq.recipes.workbench import computes_the_same
 from fptq.rewrite import equalized
 from fptq.types import FeedSource, Progress, silent
 
@@ -36,12 +36,14 @@ class Base:
         encoding: Its numbers; the rewrites are listed in it.
         statistics: What calibration found.
         samples: Of the calibration.
+        notes: What a reader must know.
     """
 
     model: Model
     encoding: Encoding
     statistics: Statistics = field(repr=False)
     samples: FeedSource = field(repr=False)
+    notes: tuple[str, ...] = ()
 
     @cached_property
     def loss(self) -> float:
@@ -53,7 +55,8 @@ def base_of(problem: Problem, profile: Profile, *, progress: Progress = silent) 
     """The form of a network, and the numbers, that lose least with nearest rounding.
 
     Concatenations are levelled where the network then loses less, and for nearest rounding weights are equalized
-    across layers; a recipe "fast" tries neither.
+    across layers; a recipe "fast" tries neither. A form that does not compute what the network does is left out, and a
+    note says so.
 
     Args:
         problem: The network, its samples, and the recipe with its bits.
@@ -62,15 +65,18 @@ def base_of(problem: Problem, profile: Profile, *, progress: Progress = silent) 
     """
     start = _Start(problem=problem, profile=profile, progress=progress)
     best = start.base(rewritten(problem, profile.passes))
+    notes: list[str] = []
     for kind in _rewrites(problem.recipe):
         found, done = best, ""
         for name, model in kind(problem, best.model):
-            check_rewrite(best.model.graph_model, model.graph_model, problem.held_out[0], name=name)
+            if not computes_the_same(best.model, model, problem.held_out[0], name=name):
+                notes.append(f"{name}: not tried, the network would not compute the same")
+                continue
             candidate = start.base(model)
             if candidate.loss < found.loss:
                 found, done = candidate, name
         best = _noted(found, best, done) if done else best
-    return best
+    return replace(best, notes=tuple(notes))
 
 
 def low_bit_plan(model: Model, plan: Plan, given: Format, problem: Problem) -> Plan:

@@ -16,12 +16,11 @@ import fptq
 from fptq.cache import CacheEntry, cache_key
 from fptq.engines import CompileOptions, Engine
 from fptq.engines.cpu import detect
+from fptq.engines.node_times import node_times
 from fptq.errors import EngineError
-from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.write import save
 from fptq.plan import Plan, materialize
-from fptq.recipes.layers import node_precisions
 from fptq.recipes.study import Study
 from fptq.search import Options
 from fptq.search.table import monotone
@@ -34,8 +33,6 @@ REST = "(everything else)"
 """The row of what is never quantized."""
 _KIND, _VERSION = "latency", 2
 _RUNS = 9
-_FUSED = 4
-"""Nodes that engines fuse behind a layer, at most, itself included."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -147,32 +144,9 @@ def _measured(study: Study, name: str, target: Target) -> CacheEntry:
             if name == "float":
                 raise
             return CacheEntry(arrays={"ms": np.zeros(0)}, meta={"nodes": [], "whole_ms": 0.0, "profiled_ms": 0.0})
-    spent = by_node(study.model, {name: run.time_ms for name, run in node_precisions(runs).items()})
+    spent = node_times(study.model, runs)
     meta = {"nodes": list(spent), "whole_ms": whole, "profiled_ms": sum(run.time_ms for run in runs)}
     return CacheEntry(arrays={"ms": np.array(list(spent.values()))}, meta=meta)
-
-
-def by_node(model: Model, spent: Mapping[str, float]) -> dict[str, float]:
-    """An engine's times by the nodes of a network.
-
-    Engines call what they fuse by one of its nodes or by the value that leaves it (ONNX Runtime after a change of
-    layout): a node without a time of its own has that of the next one behind it that has one.
-
-    Args:
-        model: The network.
-        spent: Times [ms] by the engine's names.
-    """
-    makers = {str(value.name): str(node.name) for node in model.graph for value in node.outputs}
-    found = {makers.get(name, name): time for name, time in spent.items()}
-    for node in model.graph:
-        behind: ir.Node | None = node
-        for _ in range(_FUSED):
-            if behind is None or str(behind.name) in found:
-                break
-            behind = query.sole_reader(behind.outputs[0])
-        if behind is not None and str(behind.name) in found:
-            found.setdefault(str(node.name), found[str(behind.name)])
-    return found
 
 
 def _key(model: Model, plan: Plan | None, shapes: Shapes, target: Target) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import platform
 from pathlib import Path
 
 from fptq import __version__
 from fptq.engines import NodeRun
 from fptq.engines.cpu import detect
+from fptq.engines.installed import installed_version
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.problem import Problem
 from fptq.report import decisions, records
@@ -36,19 +36,14 @@ def model_record(problem: Problem) -> records.ModelInfo:
 def environment_record(problem: Problem) -> records.Environment:
     """Where and when."""
     cpu = detect()
-    packages = {}
-    for name in _PACKAGES:
-        try:
-            packages[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    versions = {name: installed_version(name) for name in _PACKAGES}
     return records.Environment(
         fptq=__version__,
         python=platform.python_version(),
         cpu=cpu.name,
         features=tuple(sorted(cpu.features)),
         os=platform.platform(),
-        packages=packages,
+        packages={name: version for name, version in versions.items() if version is not None},
         threads=problem.threads,
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

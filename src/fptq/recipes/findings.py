@@ -10,8 +10,8 @@ from fptq.graph.write import file_bytes, save
 from fptq.recipes.mix import Mix, Point
 from fptq.recipes.policies.decisions import Attempt, Decision
 from fptq.recipes.prepare import Prepared
-from fptq.recipes.refine import Tried
 from fptq.recipes.sensitivity import SensitivityTable, sensitivity_table
+from fptq.recipes.workbench import Tried
 from fptq.report import policies as policy_records
 from fptq.report import repair as repairs
 from fptq.report import search as records

@@ -14,12 +14,13 @@ from fptq.calibrate.probe import probed
 from fptq.calibrate.sketch import Sketch
 from fptq.calibrate.states import Kind
 from fptq.engines import NodeRun
+from fptq.engines.node_times import slowest_runs
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.placement import Placement
 from fptq.graph.rest import settle, unmap
 from fptq.graph.write import loadable
-from fptq.numerics import UniformParams, fake_quantize
+from fptq.numerics import UniformParams, fake_quantize, sqnr
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.problem import Problem
 from fptq.report.tensors import Histogram, PlacementRecord, Scale
@@ -30,21 +31,11 @@ _BINS = 128
 
 def placement_records(problem: Problem, prepared: Prepared, nodes: tuple[NodeRun, ...]) -> tuple[PlacementRecord, ...]:
     """A record for each placement, in the order of execution."""
-    ran = node_precisions(nodes)
+    ran = slowest_runs(nodes)
     context = _Context(prepared=prepared, ran=ran, samples=_sampled(problem, prepared))
     position = {str(node.name): i for i, node in enumerate(prepared.float_model.graph)}
     placements = sorted(prepared.encoding.plan.specs, key=lambda p: position.get(p.consumer or "", -1))
     return tuple(context.record(placement) for placement in placements)
-
-
-def node_precisions(nodes: Iterable[NodeRun]) -> dict[str, NodeRun]:
-    """The engine node that computed each ONNX node: the slowest, where several carry its name."""
-    found: dict[str, NodeRun] = {}
-    for run in nodes:
-        for name in run.nodes:
-            if name not in found or run.time_ms > found[name].time_ms:
-                found[name] = run
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +102,7 @@ class _Context:
         counts, edges = np.histogram(value, bins=_BINS)
         return _Details(
             range=(float(value.min()), float(value.max())),
-            sqnr_local_db=_sqnr(value, fake_quantize(value, spec, params)),
+            sqnr_local_db=sqnr(value, fake_quantize(value, spec, params)),
             histogram=_histogram(edges, counts),
         )
 
@@ -121,8 +112,8 @@ class _Context:
             return details
         exact, simulated = self.samples[placement.value]
         spec, params = self.prepared.encoding.plan.specs[placement], self.prepared.encoding.params[placement]
-        local = _sqnr(exact, fake_quantize(exact, spec, params)) if not params.scale.shape else None
-        return replace(details, sqnr_local_db=local, sqnr_accumulated_db=_sqnr(exact, simulated))
+        local = sqnr(exact, fake_quantize(exact, spec, params)) if not params.scale.shape else None
+        return replace(details, sqnr_local_db=local, sqnr_accumulated_db=sqnr(exact, simulated))
 
 
 def _observed(state: object) -> _Details:
@@ -168,12 +159,6 @@ def _samples_of(model: Model, names: Iterable[str], feeds: Feeds) -> dict[str, A
         found = dict(zip(outputs, session.run(outputs, {n: a for n, a in feeds.items() if n in wanted}), strict=True))
     # Copies: the engine's own arrays keep all that it has allocated.
     return {probe.value: np.array(found[f"{probe.name}/sample"]) for probe in probes}
-
-
-def _sqnr(exact: Array, changed: Array) -> float:
-    signal = float(np.square(exact, dtype=np.float64).sum())
-    noise = float(np.square(exact.astype(np.float64) - changed).sum())
-    return float("inf") if noise == 0 else 10 * float(np.log10(max(signal, 1e-300) / noise))
 
 
 def _scale(params: UniformParams) -> Scale:

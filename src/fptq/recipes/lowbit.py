@@ -92,6 +92,7 @@ class Start:
         encoding: The numbers.
         observers: Which found them.
         progress: Told how the method advances.
+        notes: What a reader must know of how the network came about.
     """
 
     problem: Problem
@@ -99,6 +100,7 @@ class Start:
     encoding: Encoding
     observers: Pair
     progress: Progress
+    notes: tuple[str, ...] = ()
 
 
 Outcome = tuple[Model, Encoding, tuple[Repaired, ...], tuple[str, ...]]
@@ -130,7 +132,14 @@ def low_bit(problem: Problem, engine: Engine, *, progress: Progress = silent) ->
     executor = Executor.open(base.model)
     verify(base.model, problem.held_out[0], executor=executor)
     pair = first_pair(recipe)
-    start = Start(problem=problem, executor=executor, encoding=base.encoding, observers=pair, progress=progress)
+    start = Start(
+        problem=problem,
+        executor=executor,
+        encoding=base.encoding,
+        observers=pair,
+        progress=progress,
+        notes=base.notes,
+    )
     clock = time.perf_counter()
     outcome = METHODS[recipe.method](start)
     repair = _judged(start, engine, outcome, time.perf_counter() - clock)
@@ -174,7 +183,7 @@ def _judged(start: Start, engine: Engine, outcome: Outcome, seconds: float) -> R
         held_out_db=held_out,
         calibration_db=calibration,
         units=units,
-        notes=(*_about_format(start), *notes),
+        notes=(*_about_format(start), *start.notes, *notes),
     )
 
 

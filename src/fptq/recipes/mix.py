@@ -91,3 +91,17 @@ def emulated(assignment: Assignment, study: Study) -> tuple[str, ...]:
     """Formats of an assignment that no engine has kernels for."""
     used = dict.fromkeys(assignment.formats)
     return tuple(name for name in used if name in study.encodings and Format.parse(name).emulated)
+
+
+def about_sizes(assignment: Assignment, study: Study, found: Sensitivity) -> Iterator[str]:
+    """What a reader must know of sizes: where codes are wider in the file than in the search, or blocks do not fit."""
+    narrow = sorted(emulated(assignment, study))
+    if narrow:
+        yield (
+            f"{', '.join(narrow)}: emulated, the engine has no kernels for them; model.onnx holds these codes in 8 "
+            "bits, sizes of the search count their own width"
+        )
+    for name in narrow:
+        mine = [p for unit in found.units if assignment[unit.name] == name for p in unit.placements]
+        if exceptions := Format.parse(name).exceptions(study.encodings[name].plan.only(*mine)):
+            yield f"{name}: {exceptions}"

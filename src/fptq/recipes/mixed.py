@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from fptq.config import Recipe
 from fptq.engines import Engine
@@ -21,10 +19,11 @@ from fptq.errors import BudgetError
 from fptq.graph.write import save
 from fptq.recipes.costs import Target, cost_table
 from fptq.recipes.formats import Format
-from fptq.recipes.mix import Mix, Point, emulated
+from fptq.recipes.mix import Mix, Point, about_sizes
 from fptq.recipes.problem import Problem
 from fptq.recipes.scoring import Scorer
 from fptq.recipes.study import Realized, Study, check, refined_study
+from fptq.recipes.walk import WALKED, Walk, all_float
 from fptq.search import Assignment, Budget, Options, accuracy, front, solve
 from fptq.search.baselines import greedy, uniform
 from fptq.search.budget import shown
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
 _VERIFIED = 8
 """Points of the front that are run."""
-_WALKED = 32
-"""Points that accuracy control bisects: five evaluations."""
 _RETRIES = 3
 """How often a plan that is slower than its layers' sum is searched again."""
 
@@ -182,17 +179,16 @@ class _Search:
         task = self.problem.task
         assert task is not None
         scorer = Scorer.open(task, self.problem.model, target=self.target, folder=self.folder, store=self.problem.store)
-        walked = front(self.table, self.cost, points=_WALKED, limits=self.limits)
+        walked = front(self.table, self.cost, points=WALKED, limits=self.limits)
+        walk = Walk(points=walked, scorer=scorer, realized=self._realized, progress=self.progress)
         floor = accuracy.Floor(max_drop=max_drop, seed=self.problem.recipe.seed, seconds=max(self.left_s, 0.0))
-        known = {point: scores for point in walked if (scores := self._known(scorer, point)) is not None}
-        outcome = accuracy.control(walked, self._counted(scorer), floats=scorer.floats, floor=floor, known=known)
+        outcome = walk.outcome(floor)
         self.notes += outcome.notes
         best = self._kept(outcome, walked, scorer.metric)
         if (took := self._timed(best)) > self.limits.get("latency", math.inf):
             self.notes.append(self._too_slow(took))
         tried = {verdict.assignment: verdict for verdict in outcome.tried}
-        spread = [walked[i] for i in sorted({round(x) for x in np.linspace(0, len(walked) - 1, _VERIFIED)})]
-        mix = self._told([best, *tried, *spread], tried)
+        mix = self._told([best, *tried, *walk.spread(_VERIFIED)], tried)
         return replace(
             mix,
             metric=scorer.metric,
@@ -200,23 +196,6 @@ class _Search:
             evaluations=1 + outcome.evaluations,
             complete=outcome.complete,
         )
-
-    def _known(self, scorer: Scorer, point: Assignment) -> np.ndarray | None:
-        return scorer.floats if self._all_float(point) else scorer.known(self._realized(point))
-
-    def _counted(self, scorer: Scorer) -> accuracy.Evaluate:
-        """The metric, with the progress of the walk."""
-        steps, done = math.ceil(math.log2(_WALKED)) + 1, 0
-
-        def evaluate(assignment: Assignment) -> np.ndarray:
-            nonlocal done
-            self.progress(min(done, steps - 1), steps, "accuracy control")
-            scores = scorer.scores(self._realized(assignment))
-            done += 1
-            self.progress(min(done, steps), steps, "accuracy control")
-            return scores
-
-        return evaluate
 
     def _kept(self, outcome: accuracy.Outcome, walked: Sequence[Assignment], metric: str) -> Assignment:
         """The best point; the float network where nothing else is known to keep the floor.
@@ -226,7 +205,7 @@ class _Search:
         """
         if outcome.best is not None:
             return outcome.best.assignment
-        if self._all_float(walked[-1]):
+        if all_float(walked[-1]):
             self.notes.append("no other point is known to keep the drop: everything stays float")
             return walked[-1]
         least = min((verdict.upper for verdict in outcome.tried), default=math.nan)
@@ -241,11 +220,6 @@ class _Search:
             minimum={"drop": least},
             nearest={"drop": least, **self.limits},
         )
-
-    def _all_float(self, assignment: Assignment) -> bool:
-        from fptq.analyze.cost import FLOAT
-
-        return set(assignment.formats) == {FLOAT}
 
     def _realized(self, assignment: Assignment) -> Realized:
         return self.study.realized(self.found.units, assignment.as_dict())
@@ -272,7 +246,7 @@ class _Search:
             chosen=points[0],
             realized=self._realized(unique[0]),
             budget=self.budget,
-            notes=tuple(dict.fromkeys((*self.notes, *self._about_sizes(unique[0])))),
+            notes=tuple(dict.fromkeys((*self.notes, *about_sizes(unique[0], self.study, self.found)))),
         )
 
     def _point(self, assignment: Assignment, verdict: accuracy.Verdict | None) -> Point:
@@ -300,19 +274,3 @@ class _Search:
             self.notes.append("interrupted: not all points were run")
             return
         self.losses |= dict(zip(new, found, strict=True))
-
-    def _about_sizes(self, best: Assignment) -> Sequence[str]:
-        narrow = sorted(emulated(best, self.study))
-        if not narrow:
-            return ()
-        return (
-            f"{', '.join(narrow)}: emulated, the engine has no kernels for them; model.onnx holds these codes in 8 "
-            "bits, sizes of the search count their own width",
-            *self._about_blocks(best, narrow),
-        )
-
-    def _about_blocks(self, best: Assignment, formats: Sequence[str]) -> Iterator[str]:
-        for name in formats:
-            mine = [p for unit in self.found.units if best[unit.name] == name for p in unit.placements]
-            if exceptions := Format.parse(name).exceptions(self.study.encodings[name].plan.only(*mine)):
-                yield f"{name}: {exceptions}"

@@ -18,8 +18,9 @@ from fptq.engines.cpu import made_elsewhere
 from fptq.errors import ConfigError, DataError, ModelError, OutputError
 from fptq.feeds import Preprocess, Scan, stem
 from fptq.feeds.conform import conform
+from fptq.feeds.items import FileItems, IterableItems, open_items
 from fptq.feeds.scans import NIFTI, is_scan, label_image, suffix
-from fptq.feeds.source import FileItems, IterableItems, open_items, prepared
+from fptq.feeds.source import prepared
 from fptq.graph.load import read_onnx
 from fptq.graph.model import Model, TensorInfo
 from fptq.recipes.nnunet import FACTS_FILE

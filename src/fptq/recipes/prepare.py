@@ -29,8 +29,9 @@ from fptq.recipes.policies.everywhere import everywhere_in_regions
 from fptq.recipes.policies.spots import extremes_of, lossy_inputs
 from fptq.recipes.policies.two_regions import REGIONS
 from fptq.recipes.problem import Problem
-from fptq.recipes.refine import EFFORTS, Bench, Refined, Tried, refine, unrefined
+from fptq.recipes.refine import EFFORTS, refine
 from fptq.recipes.trials import Trials
+from fptq.recipes.workbench import Bench, Refined, Tried, unrefined
 from fptq.rewrite import PASSES
 from fptq.search import Candidates, Outcome
 from fptq.types import Progress, silent

@@ -18,8 +18,8 @@ from fptq.config import IMAGE_KEYS, PreprocessTable, Recipe
 from fptq.errors import ConfigError, DataError
 from fptq.feeds import Image, ImageSpec, Part, Preprocess, PreprocessSpec, image_array, load_callable, open_feeds
 from fptq.feeds.callables import names_callable
+from fptq.feeds.items import open_items
 from fptq.feeds.scans import Scan
-from fptq.feeds.source import open_items
 from fptq.graph.load import LoadOptions, load
 from fptq.graph.model import Model, TensorInfo
 from fptq.graph.nnunet import names_nnunet

@@ -12,9 +12,9 @@ from fptq import __version__
 from fptq.cache import cache_key
 from fptq.config import Recipe
 from fptq.errors import OutputError
+from fptq.feeds.items import FileItems, IterableItems
 from fptq.feeds.optional import optional
 from fptq.feeds.scans import NIFTI, suffix
-from fptq.feeds.source import FileItems, IterableItems
 from fptq.tasks import FolderStore
 from fptq.types import Progress
 

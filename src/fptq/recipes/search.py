@@ -15,7 +15,7 @@ from fptq.recipes.choose_engine import one_engine
 from fptq.recipes.mix import Mix, Point
 from fptq.recipes.mixed import find_mix
 from fptq.recipes.prepare import plan_document
-from fptq.recipes.problem import open_scored
+from fptq.recipes.problem import Problem, open_scored
 from fptq.report.files import write_text
 from fptq.tasks import Task
 from fptq.types import Progress, silent
@@ -156,7 +156,10 @@ def search(
         model, calibration, recipe, evaluate=evaluate, task=task, validation=validation, labels=labels
     )
     engine, _ = one_engine(problem, progress)
-    mix = find_mix(problem, engine, progress=progress)
+    return _result(find_mix(problem, engine, progress=progress), problem)
+
+
+def _result(mix: Mix, problem: Problem) -> SearchResult:
     chosen, plan = mix.chosen, mix.realized.encoding.plan
     return SearchResult(
         engine=plan.engine,

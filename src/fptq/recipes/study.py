@@ -26,8 +26,9 @@ from fptq.recipes.narrow import Source
 from fptq.recipes.observers import Pair, calibration_options, first_pair, other_observers
 from fptq.recipes.prepare import policy_of, rewritten
 from fptq.recipes.problem import Problem
-from fptq.recipes.refine import Tried, refine, unrefined
+from fptq.recipes.refine import refine
 from fptq.recipes.trials import Trials
+from fptq.recipes.workbench import Tried, unrefined
 from fptq.rewrite import input_means, shifted_biases
 from fptq.types import Array, Feeds, Progress
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from fptq.config import Recipe
-from fptq.engines import CompileOptions, engine_named
+from fptq.engines import CompileOptions, Session, engine_named
 from fptq.engines.benchmark import interleaved
 from fptq.engines.cpu import made_elsewhere
 from fptq.engines.footprint import footprint
@@ -148,12 +148,7 @@ def bench(
     if not (paths and engines):
         raise ConfigError("nothing to time", rule="bench takes at least one file and one engine")
     feeds = _common_feeds(paths)
-    made = {}
-    for path in paths:
-        for name in engines:
-            for precision in ("f32", "default") if name == "openvino" else ("f32",):
-                options = CompileOptions(threads=threads or _cpu_count(), float_precision=precision)
-                made[path, name, precision] = engine_named(name).compile(path, options), options
+    made = _compiled(paths, engines, threads or _cpu_count())
     keyed = {" ".join(map(str, key)): session for key, (session, _) in made.items()}
     timings = interleaved(keyed, feeds, rounds=rounds, progress=progress)
     rows = []
@@ -173,6 +168,19 @@ def bench(
             )
         )
     return tuple(rows)
+
+
+def _compiled(
+    paths: Sequence[Path], engines: Sequence[str], threads: int
+) -> dict[tuple[Path, str, str], tuple[Session, CompileOptions]]:
+    """A session for every file, engine and precision of float."""
+    made = {}
+    for path in paths:
+        for name in engines:
+            for precision in ("f32", "default") if name == "openvino" else ("f32",):
+                options = CompileOptions(threads=threads, float_precision=precision)
+                made[path, name, precision] = engine_named(name).compile(path, options), options
+    return made
 
 
 def _common_feeds(paths: Sequence[Path]) -> Feeds:

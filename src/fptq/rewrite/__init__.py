@@ -9,14 +9,15 @@ from fptq.graph.gemm import matmul_add_to_gemm
 from fptq.graph.model import Model
 from fptq.rewrite.bias import corrected_biases, input_means, measured_biases, shifted_biases
 from fptq.rewrite.branches import branches_levelled
+from fptq.rewrite.draft import Change, applied
 from fptq.rewrite.equalize import equalized
-from fptq.rewrite.per_token import takes_tokens, tokens_scaled
-from fptq.rewrite.pieces import Pieces, in_pieces
-from fptq.rewrite.piecewise import Regions, branched
+from fptq.rewrite.per_token import scale_tokens, takes_tokens
+from fptq.rewrite.pieces import Pieces, cut_in_pieces
+from fptq.rewrite.piecewise import Regions, cut_in_regions
 from fptq.rewrite.product_inputs import ProductInput, product_inputs
 from fptq.rewrite.smooth import logarithmically_smoothed, smooth_readers, smoothed
 from fptq.rewrite.space_to_depth import space_to_depth_stem
-from fptq.rewrite.summed import FloatInput, float_inputs, summed
+from fptq.rewrite.summed import FloatInput, float_inputs, sum_regions
 
 PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
     {"matmul_add_to_gemm": matmul_add_to_gemm, "space_to_depth_stem": space_to_depth_stem}
@@ -25,26 +26,28 @@ PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
 
 __all__ = [
     "PASSES",
+    "Change",
     "FloatInput",
     "Pieces",
     "ProductInput",
     "Regions",
-    "branched",
+    "applied",
     "branches_levelled",
     "corrected_biases",
+    "cut_in_pieces",
+    "cut_in_regions",
     "equalized",
     "float_inputs",
-    "in_pieces",
     "input_means",
     "logarithmically_smoothed",
     "matmul_add_to_gemm",
     "measured_biases",
     "product_inputs",
+    "scale_tokens",
     "shifted_biases",
     "smooth_readers",
     "smoothed",
     "space_to_depth_stem",
-    "summed",
+    "sum_regions",
     "takes_tokens",
-    "tokens_scaled",
 ]

@@ -1,42 +1,32 @@
-"""Write nodes into a clone of a model, between an activation and the nodes that read it."""
+"""Write nodes into a draft, between an activation and the nodes that read it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from fptq.graph.model import Model
-from fptq.graph.rest import put_to_rest
+from fptq.rewrite.draft import Draft
 from fptq.types import Array
 
 
 @dataclass(kw_only=True)
 class Insertion:
-    """A clone of a model that gets nodes in front of others and behind them.
+    """A draft that gets nodes in front of others and behind them.
 
     Attributes:
-        model: What is cloned.
+        draft: The network.
         readers: Names of the nodes that are served: what new nodes come from, for the user.
-        changed: The clone.
-        origin: What the user calls its nodes.
     """
 
-    model: Model
+    draft: Draft
     readers: Sequence[str]
-    changed: ir.Model = field(init=False)
-    origin: dict[str, tuple[str, ...]] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.changed = self.model.clone()
-        self.origin = dict(self.model.origin)
-
-    def finished(self) -> Model:
-        """The model with the new nodes."""
-        put_to_rest(self.changed)
-        return replace(self.model, graph_model=self.changed, origin=MappingProxyType(self.origin))
+    @property
+    def changed(self) -> ir.Model:
+        """The graph that is written into."""
+        return self.draft.changed
 
     def op(self, op: str, inputs: Sequence[ir.Value], name: str, *, like: ir.Value, **attributes: int) -> ir.Value:
         """The result of a new node, right behind the last of what it works on; of the type and shape of `like`."""
@@ -63,5 +53,6 @@ class Insertion:
 
     def trace(self, *nodes: ir.Node) -> None:
         """New nodes come from what the user calls the readers."""
-        sources = (name for reader in self.readers for name in self.model.origin.get(reader, ()))
-        self.origin.update(dict.fromkeys((str(node.name) for node in nodes), tuple(dict.fromkeys(sources))))
+        origin = self.draft.origin
+        sources = (name for reader in self.readers for name in origin.get(reader, ()))
+        origin.update(dict.fromkeys((str(node.name) for node in nodes), tuple(dict.fromkeys(sources))))

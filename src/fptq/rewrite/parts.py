@@ -14,7 +14,7 @@ from fptq.types import Array
 
 @dataclass(kw_only=True)
 class PartsWriter(Insertion):
-    """Cuts one activation of a clone of a model.
+    """Cuts one activation of a draft.
 
     Attributes:
         value: Name of the activation; the new values and tensors begin with it.

@@ -20,6 +20,7 @@ from fptq.graph.model import Model
 from fptq.graph.placement import Placement
 from fptq.numerics import params_from_range
 from fptq.plan.encoding import Encoding
+from fptq.rewrite.draft import Draft
 from fptq.rewrite.insertion import Insertion
 from fptq.rewrite.product_inputs import ProductInput
 from fptq.types import Array
@@ -52,24 +53,22 @@ def _is_plain(node: ir.Node) -> bool:
     return node.op_type == "MatMul" or (node.op_type == "Gemm" and factors == (1.0, 1.0))
 
 
-def tokens_scaled(model: Model, encoding: Encoding, *, cut: ProductInput, ends: Ends) -> tuple[Model, Encoding]:
-    """The model with the rows of an activation divided before products and multiplied behind them, and its encoding.
+def scale_tokens(draft: Draft, encoding: Encoding, *, cut: ProductInput, ends: Ends) -> Encoding:
+    """Divide the rows of an activation before products, and multiply behind them.
 
     The float network computes the same, but for rounding, whatever its input. Names of nodes and values stay.
 
     Args:
-        model: The float network.
+        draft: The float network; changed in place.
         encoding: Its quantizers.
         cut: What is scaled: one of `product_inputs` that `takes_tokens`.
         ends: The range of the fixed quantizer; a low end of 0 is for activations that are never negative.
     """
-    writer = _Writer(model=model, readers=cut.readers, cut=cut, ends=ends)
-    writer.write()
-    changed = writer.finished()
-    return changed, _scaled_encoding(encoding, changed, cut, ends)
+    _Writer(draft=draft, readers=cut.readers, cut=cut, ends=ends).write()
+    return _scaled_encoding(encoding, cut, ends)
 
 
-def _scaled_encoding(encoding: Encoding, changed: Model, cut: ProductInput, ends: Ends) -> Encoding:
+def _scaled_encoding(encoding: Encoding, cut: ProductInput, ends: Ends) -> Encoding:
     plan = encoding.plan
     renamed = {p: Placement(_scaled(cut), p.consumer, p.index) for p in cut.placements}
     fixed = params_from_range(cut.spec, *ends)
@@ -82,7 +81,6 @@ def _scaled_encoding(encoding: Encoding, changed: Model, cut: ProductInput, ends
             int32_bias=plan.int32_bias - set(cut.readers),
         ),
         params={renamed.get(p, p): fixed if p in renamed else encoding.params[p] for p in plan.specs},
-        model_sha256=changed.sha256,
     )
 
 
@@ -92,7 +90,7 @@ def _scaled(cut: ProductInput) -> str:
 
 @dataclass(kw_only=True)
 class _Writer(Insertion):
-    """Scales the rows of one activation of a clone of a model."""
+    """Scales the rows of one activation of a draft."""
 
     cut: ProductInput
     ends: Ends

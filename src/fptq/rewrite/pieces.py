@@ -19,11 +19,11 @@ import numpy as np
 import onnx_ir as ir
 
 from fptq.graph import query
-from fptq.graph.model import Model
 from fptq.graph.placement import Placement
 from fptq.numerics import QuantizerSpec, UniformParams, fake_quantize
 from fptq.plan.encoding import Encoding
 from fptq.plan.profile import input_axis
+from fptq.rewrite.draft import Draft
 from fptq.rewrite.insertion import Insertion
 from fptq.rewrite.piecewise import UNBOUNDED
 from fptq.rewrite.product_inputs import ProductInput
@@ -64,22 +64,20 @@ class Pieces:
         return found
 
 
-def in_pieces(model: Model, encoding: Encoding, *, cut: ProductInput, pieces: Pieces) -> tuple[Model, Encoding]:
-    """The model with channels of an activation in pieces, and its encoding.
+def cut_in_pieces(draft: Draft, encoding: Encoding, *, cut: ProductInput, pieces: Pieces) -> Encoding:
+    """Cut channels of an activation in pieces.
 
     The float network computes the same, but for the order of additions, whatever its input. Names of nodes and values
     stay; the products read a longer activation and a longer weight, whose codes are those of the original.
 
     Args:
-        model: The float network.
+        draft: The float network; changed in place.
         encoding: Its quantizers.
         cut: What is cut, one of `product_inputs`.
         pieces: Where, and which channels.
     """
-    writer = _Writer(model=model, readers=cut.readers, cut=cut, pieces=pieces)
-    longer = writer.write()
-    changed = writer.finished()
-    return changed, _longer_encoding(encoding, changed, cut, pieces, longer)
+    longer = _Writer(draft=draft, readers=cut.readers, cut=cut, pieces=pieces).write()
+    return _longer_encoding(encoding, cut, pieces, longer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +89,7 @@ class _Longer:
     axis: int
 
 
-def _longer_encoding(
-    encoding: Encoding, changed: Model, cut: ProductInput, pieces: Pieces, longer: Sequence[_Longer]
-) -> Encoding:
+def _longer_encoding(encoding: Encoding, cut: ProductInput, pieces: Pieces, longer: Sequence[_Longer]) -> Encoding:
     plan, renamed = encoding.plan, {one.old: one.new for one in longer}
     renamed |= {p: Placement(_joined(cut), p.consumer, p.index) for p in cut.placements}
     params = {renamed.get(p, p): encoding.params[p] for p in plan.specs}
@@ -112,7 +108,6 @@ def _longer_encoding(
         ),
         params=params,
         codes=codes,
-        model_sha256=changed.sha256,
     )
 
 
@@ -126,7 +121,7 @@ def _lengthened(weight: Array, rounds: Sequence[Sequence[int]], axis: int) -> Ar
 
 @dataclass(kw_only=True)
 class _Writer(Insertion):
-    """Cuts channels of one activation of a clone of a model."""
+    """Cuts channels of one activation of a draft."""
 
     cut: ProductInput
     pieces: Pieces

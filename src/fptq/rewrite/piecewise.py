@@ -17,11 +17,11 @@ import numpy as np
 import onnx_ir as ir
 
 from fptq.graph import query
-from fptq.graph.model import Model
 from fptq.graph.placement import Placement
 from fptq.numerics import Branch, PiecewiseParams, PiecewiseSpec, branches
 from fptq.plan.encoding import Encoding
 from fptq.plan.profile import input_axis
+from fptq.rewrite.draft import Draft
 from fptq.rewrite.parts import PartsWriter
 from fptq.rewrite.product_inputs import ProductInput
 
@@ -43,29 +43,26 @@ class Regions:
     channels: tuple[int, ...]
 
 
-def branched(model: Model, encoding: Encoding, *, cut: ProductInput, regions: Regions) -> tuple[Model, Encoding]:
-    """The model with an activation cut into regions, and the encoding with a quantizer for each.
+def cut_in_regions(draft: Draft, encoding: Encoding, *, cut: ProductInput, regions: Regions) -> Encoding:
+    """Cut an activation into regions, with a quantizer for each.
 
     The float network computes the same, but for the order of additions, whatever its input. Names of nodes and values
     stay, and every product gains a sibling for each tail. All have one weight with one set of scales: siblings of a
     few channels have a copy of their part, whose codes are those of the whole.
 
     Args:
-        model: The float network.
+        draft: The float network; changed in place.
         encoding: Its quantizers.
         cut: What is cut, one of `product_inputs`.
         regions: Where, and for which channels.
     """
     terms = branches(PiecewiseSpec(region=cut.spec, regions=len(regions.params.regions)), regions.params)
-    parts = PartsWriter(model=model, value=cut.value, readers=cut.readers)
+    parts = PartsWriter(draft=draft, value=cut.value, readers=cut.readers)
     siblings = _Writer(parts=parts, cut=cut, channels=regions.channels, terms=terms).write()
-    changed = parts.finished()
-    return changed, _cut_encoding(encoding, changed, cut, regions, siblings)
+    return _cut_encoding(encoding, cut, regions, siblings)
 
 
-def _cut_encoding(
-    encoding: Encoding, changed: Model, cut: ProductInput, regions: Regions, siblings: Sequence[_Sibling]
-) -> Encoding:
+def _cut_encoding(encoding: Encoding, cut: ProductInput, regions: Regions, siblings: Sequence[_Sibling]) -> Encoding:
     """The encoding of the network that was cut."""
     plan = encoding.plan
     specs = {placement: spec for placement, spec in plan.specs.items() if placement not in cut.placements}
@@ -89,7 +86,6 @@ def _cut_encoding(
         plan=replace(plan, specs=specs, weights=weights, ties=tuple(ties)),
         params={placement: params[placement] for placement in specs},
         codes=codes,
-        model_sha256=changed.sha256,
     )
 
 
@@ -124,7 +120,7 @@ class _Sibling:
 
 @dataclass(frozen=True, kw_only=True)
 class _Writer:
-    """Cuts the input of products in a clone of a model."""
+    """Cuts the input of products in a draft."""
 
     parts: PartsWriter
     cut: ProductInput

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import onnx_ir as ir
 
 from fptq.graph import query
-from fptq.graph.model import Model
 from fptq.graph.placement import Placement
 from fptq.numerics import Branch, PerTensor, PiecewiseParams, PiecewiseSpec, QuantizerSpec, branches
 from fptq.plan.encoding import Encoding
 from fptq.plan.float_inputs import quantized_for_float
 from fptq.plan.plan import Plan
+from fptq.rewrite.draft import Draft
 from fptq.rewrite.parts import PartsWriter
 
 
@@ -50,32 +50,27 @@ def float_inputs(plan: Plan) -> tuple[FloatInput, ...]:
     )
 
 
-def summed(model: Model, encoding: Encoding, *, cut: FloatInput, params: PiecewiseParams) -> tuple[Model, Encoding]:
-    """The model with an activation cut into the parts of its regions, and a quantizer for each of them.
+def sum_regions(draft: Draft, encoding: Encoding, *, cut: FloatInput, params: PiecewiseParams) -> Encoding:
+    """Cut an activation into the parts of its regions, with a quantizer for each of them.
 
     The float network computes the same, but for the rounding of two additions. Names of nodes and values stay.
 
     Args:
-        model: The float network.
+        draft: The float network; changed in place.
         encoding: Its quantizers.
         cut: What is cut, one of `float_inputs`.
         params: Numbers of two regions or more, per tensor.
     """
-    parts = PartsWriter(model=model, value=cut.value, readers=[str(p.consumer) for p in cut.placements])
+    parts = PartsWriter(draft=draft, value=cut.value, readers=[str(p.consumer) for p in cut.placements])
     terms = branches(PiecewiseSpec(region=cut.spec, regions=len(params.regions)), params)
     added = _write(parts, cut, terms)
-    changed = parts.finished()
     plan = encoding.plan
     specs = {placement: spec for placement, spec in plan.specs.items() if placement not in cut.placements}
     specs |= dict.fromkeys(added, cut.spec)
     numbers = {**encoding.params, **dict(zip(added, params.regions, strict=True))}
-    cut_encoding = replace(
-        encoding,
-        plan=replace(plan, specs=specs),
-        params={placement: numbers[placement] for placement in specs},
-        model_sha256=changed.sha256,
+    return replace(
+        encoding, plan=replace(plan, specs=specs), params={placement: numbers[placement] for placement in specs}
     )
-    return changed, cut_encoding
 
 
 def _write(parts: PartsWriter, cut: FloatInput, terms: Sequence[Branch]) -> list[Placement]:

@@ -10,8 +10,10 @@ from fptq.calibrate.observers import Observer
 from fptq.errors import ModelError
 from fptq.graph.model import Model
 from fptq.plan.encoding import Encoding
-from fptq.plan.place import Policy, if_readers_leave, place, place_weights
+from fptq.plan.hoist import if_readers_leave
+from fptq.plan.place import place, place_weights
 from fptq.plan.plan import Plan, Refusal
+from fptq.plan.policy import Policy
 from fptq.plan.profile import Profile
 
 

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fptq.calibrate import Statistics
-from fptq.engines import CompileOptions, Engine, NodeRun, Session
+from fptq.engines import CompileOptions, Engine, Session
 from fptq.engines.benchmark import interleaved
+from fptq.engines.node_times import node_times
 from fptq.errors import EngineError, ModelError
 from fptq.graph.model import Model
 from fptq.graph.rest import LARGE, float_weights, settle
@@ -225,8 +226,8 @@ class Gate:
         quantized = self.engine.compile(
             self._write(materialize(self.candidates.model, best.encoding)), self._options("default")
         )
-        int8 = _node_times(quantized.profile(self.samples[0]))
-        floats = _node_times(self._floats["float default"].profile(self.samples[0]))
+        int8 = node_times(self.candidates.model, quantized.profile(self.samples[0]))
+        floats = node_times(self.float_model, self._floats["float default"].profile(self.samples[0]))
         layers = {placement.consumer for placement in best.encoding.plan.weights}
         losers = []
         for node in self.candidates.model.graph:
@@ -260,12 +261,3 @@ class Gate:
         path = self.folder / f"gate_{next(iter(self._serial))}.onnx"
         save(model, path, limit=LARGE)
         return path
-
-
-def _node_times(runs: Iterable[NodeRun]) -> dict[str, float]:
-    """Time of the engine node that covers each ONNX node [ms]."""
-    times: dict[str, float] = {}
-    for run in runs:
-        for name in run.nodes:
-            times[name] = max(times.get(name, 0.0), run.time_ms)
-    return times

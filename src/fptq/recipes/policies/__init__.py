@@ -16,7 +16,7 @@ from fptq.recipes.policies.pieces import pieces
 from fptq.recipes.policies.smoothing import smoothing
 from fptq.recipes.policies.spots import Spot
 from fptq.recipes.policies.two_regions import two_regions
-from fptq.recipes.refine import Bench
+from fptq.recipes.workbench import Bench
 
 POLICIES: Mapping[str, Callable[[Spot, Bench], Iterable[Offer]]] = MappingProxyType(
     {

@@ -18,7 +18,8 @@ from fptq.recipes.policies import POLICIES
 from fptq.recipes.policies.decisions import Attempt, Choice, Cost, Decision, Decisions
 from fptq.recipes.policies.offer import Offer
 from fptq.recipes.policies.spots import Spot, spot_at, worst_spots
-from fptq.recipes.refine import EFFORTS, MARGIN, Bench, Refined
+from fptq.recipes.refine import EFFORTS
+from fptq.recipes.workbench import MARGIN, Bench, Refined
 
 LATENCY_BUDGET = 0.15
 """Latency that all policies may add together, as a share of that of uniform int8."""
@@ -63,6 +64,7 @@ class Contest:
     _uniform_ms: float | None = None
     _cost: Cost | None = None
     _made: list[Decision] = field(default_factory=list)
+    _best_judged: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         self._uniform = self.bench.best
@@ -142,11 +144,13 @@ class Contest:
         return attempt, candidate
 
     def _gained(self, candidate: Refined) -> list[bool]:
-        """Which of the held-out samples gain."""
+        """Which of the held-out samples gain; what the best so far loses on each is asked once."""
         if self.judges is None:
             return []
-        before, after = (self.judges(one.model, one.encoding) for one in (self.bench.best, candidate))
-        return [new > old for old, new in zip(before, after, strict=True)]
+        if self._best_judged is None:
+            self._best_judged = self.judges(self.bench.best.model, self.bench.best.encoding)
+        after = self.judges(candidate.model, candidate.encoding)
+        return [new > old for old, new in zip(self._best_judged, after, strict=True)]
 
     def _made_by(self, spot: Spot, offer: Offer) -> Refined | None:
         best = self.bench.best
@@ -223,7 +227,7 @@ class Contest:
         note = f"{attempt.policy} for {spot.cut.value} ({attempt.detail}; {own}): {output}"
         encoding = replace(candidate.encoding, rewrites=(*candidate.encoding.rewrites, note))
         self.bench.best, self.bench.best_db = replace(candidate, encoding=encoding), attempt.after_db
-        self._cost = attempt.cost
+        self._cost, self._best_judged = attempt.cost, None
 
     def _repeat(self, spot: Spot, choice: Choice) -> None:
         """What a plan says about an activation; a form that is not offered any more becomes the nearest one."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from fptq.recipes.policies.offer import Offer
 from fptq.recipes.policies.spots import Spot
-from fptq.recipes.refine import Bench, Refined
+from fptq.recipes.workbench import Bench, Refined
 from fptq.rewrite import ProductInput
 
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from fptq.graph.model import Model
-from fptq.plan.encoding import Encoding
-from fptq.recipes.refine import Refined
-
-Change = Callable[[Model, Encoding], tuple[Model, Encoding]]
-"""A rewrite of a network with its encoding."""
+from fptq.recipes.workbench import Refined
+from fptq.rewrite import Change, applied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +28,12 @@ class Offer:
     make: Callable[[Refined], Refined | None]
 
 
-def rewriting(change: Change) -> Callable[[Refined], Refined]:
-    """What makes a network with a rewrite that brings its own numbers: it is not calibrated again."""
+def rewriting(*changes: Change) -> Callable[[Refined], Refined]:
+    """What makes a network with rewrites that bring their own numbers: it is not calibrated again."""
 
     def make(best: Refined) -> Refined:
-        model, encoding = change(best.model, best.encoding)
-        exact = model if best.exact is best.model else change(best.exact, best.encoding)[0]
+        model, encoding = applied(best.model, best.encoding, *changes)
+        exact = model if best.exact is best.model else applied(best.exact, best.encoding, *changes)[0]
         return replace(best, model=model, exact=exact, encoding=encoding)
 
     return make

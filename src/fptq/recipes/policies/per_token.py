@@ -8,8 +8,8 @@ from functools import partial
 from fptq.numerics import fake_quantize, params_from_range
 from fptq.recipes.policies.offer import Offer, rewriting
 from fptq.recipes.policies.spots import Spot
-from fptq.recipes.refine import Bench
-from fptq.rewrite import takes_tokens, tokens_scaled
+from fptq.recipes.workbench import Bench
+from fptq.rewrite import scale_tokens, takes_tokens
 from fptq.rewrite.per_token import Ends, reach
 
 _SHORTER = (1.0, 0.5, 0.25, 0.125, 0.0625)
@@ -43,5 +43,5 @@ def _offer(spot: Spot, ends: Ends) -> Offer:
         policy="per token",
         detail=f"rows scaled to [{ends[0]:g}, {ends[1]:g}]",
         sqnr_db=spot.left_by(quantized),
-        make=rewriting(partial(tokens_scaled, cut=spot.cut, ends=ends)),
+        make=rewriting(partial(scale_tokens, cut=spot.cut, ends=ends)),
     )

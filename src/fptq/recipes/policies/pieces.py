@@ -12,8 +12,8 @@ from fptq.plan import PROFILES
 from fptq.recipes.policies.offer import Offer, rewriting
 from fptq.recipes.policies.spots import Spot
 from fptq.recipes.policies.two_regions import FEW, NEGLIGIBLE_DB, centres
-from fptq.recipes.refine import Bench
-from fptq.rewrite import Pieces, in_pieces
+from fptq.recipes.workbench import Bench
+from fptq.rewrite import Pieces, cut_in_pieces
 
 _EVEN = (2, 3, 4, 6, 8)
 """Pieces that the channel that reaches farthest is cut in, apart from what the other channels suggest."""
@@ -65,5 +65,5 @@ def _offer(spot: Spot, found: Pieces) -> Offer:
         detail=f"{len(found.rounds[0])} of {size} channels in up to {len(found.rounds) + 1} pieces",
         sqnr_db=spot.left_by(found.fake_quantize(spot.rows, spot.cut.spec)),
         extra=found.extra / size,
-        make=rewriting(partial(in_pieces, cut=spot.cut, pieces=found)),
+        make=rewriting(partial(cut_in_pieces, cut=spot.cut, pieces=found)),
     )

@@ -19,7 +19,8 @@ from fptq.plan.plan import Plan
 from fptq.recipes.observers import calibration_options
 from fptq.recipes.policies.offer import Offer
 from fptq.recipes.policies.spots import Spot
-from fptq.recipes.refine import EFFORTS, Bench, Refined
+from fptq.recipes.refine import EFFORTS
+from fptq.recipes.workbench import Bench, Refined
 from fptq.rewrite import logarithmically_smoothed, smooth_readers
 from fptq.rewrite.smooth import logarithmic_factors
 

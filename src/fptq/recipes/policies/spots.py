@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,8 +13,8 @@ from fptq.calibrate.piecewise import sketched_sqnr
 from fptq.calibrate.sketch import Sketch
 from fptq.calibrate.states import Kind
 from fptq.feeds import Part
-from fptq.numerics import fake_quantize
-from fptq.recipes.refine import Refined
+from fptq.numerics import fake_quantize, sqnr
+from fptq.recipes.workbench import Refined
 from fptq.rewrite import ProductInput, product_inputs
 from fptq.rewrite.channels import channel_extremes, channel_rows
 from fptq.types import Array, FeedSource
@@ -82,13 +81,6 @@ def spot_at(found: Refined, samples: FeedSource, value: str) -> Spot | None:
     """One activation by name; None where it cannot be quantized otherwise."""
     spots = [spot for spot in lossy_inputs(found) if spot.cut.value == value]
     return next(iter(_looked_at(found, samples, spots)), None)
-
-
-def sqnr(exact: Array, changed: Array) -> float:
-    """Signal to noise [dB]; infinite where there is no noise."""
-    signal = float(np.square(exact, dtype=np.float64).sum())
-    noise = float(np.square(exact.astype(np.float64) - changed).sum())
-    return math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-300) / noise)
 
 
 def lossy_inputs(found: Refined) -> list[Lossy]:

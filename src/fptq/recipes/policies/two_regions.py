@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
 
@@ -16,8 +17,8 @@ from fptq.calibrate.piecewise import piecewise_params, sketched_sqnr
 from fptq.numerics import PiecewiseSpec, fake_quantize_piecewise, params_from_breakpoints
 from fptq.recipes.policies.offer import Offer, rewriting
 from fptq.recipes.policies.spots import Reaching, Spot
-from fptq.recipes.refine import Bench
-from fptq.rewrite import Regions, branched
+from fptq.recipes.workbench import Bench
+from fptq.rewrite import Change, Regions, cut_in_regions
 
 REGIONS: Mapping[str, int] = MappingProxyType({"two": 2, "three": 3})
 """How many, by the recipe's word for it."""
@@ -36,29 +37,75 @@ NEGLIGIBLE_DB = 0.5
 """Of the SQNR of the activation itself: what is not worth more channels."""
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tails:
+    """Regions for the input of products.
+
+    Attributes:
+        spot: The activation.
+        regions: Where it is cut, and for which channels.
+        sqnr_db: What they leave of it [dB].
+    """
+
+    spot: Reaching
+    regions: Regions
+    sqnr_db: float
+
+    @property
+    def policy(self) -> str:
+        """The policy that it is a form of."""
+        return f"{NAMES[len(self.regions.params.regions)]} regions"
+
+    @property
+    def detail(self) -> str:
+        """Which form."""
+        return f"tail of {len(self.regions.channels)} of {self.spot.cut.channels} channels"
+
+    @property
+    def extra(self) -> float:
+        """Multiplications that the products gain, as a share of those they have."""
+        tails = len(self.regions.params.regions) - 1
+        return tails * len(self.regions.channels) / self.spot.cut.channels
+
+    @property
+    def change(self) -> Change:
+        """The rewrite."""
+        return partial(cut_in_regions, cut=self.spot.cut, regions=self.regions)
+
+    def offer(self) -> Offer:
+        """The same for a contest."""
+        return Offer(
+            policy=self.policy,
+            detail=self.detail,
+            sqnr_db=self.sqnr_db,
+            extra=self.extra,
+            make=rewriting(self.change),
+        )
+
+
 def two_regions(spot: Spot, bench: Bench) -> Iterator[Offer]:
     """The cheapest tail of few channels that leaves all but the most of the signal; one of all, where that is more."""
     few = tails_of_few_channels(spot)
-    most = max((offer.sqnr_db for offer in few), default=-math.inf)
-    yield from [offer for offer in few if offer.sqnr_db >= most - NEGLIGIBLE_DB][:1]
+    most = max((tails.sqnr_db for tails in few), default=-math.inf)
+    yield from [tails.offer() for tails in few if tails.sqnr_db >= most - NEGLIGIBLE_DB][:1]
     everywhere = tails_of_all_channels(spot, regions=2, p=bench.problem.recipe.p)
     if everywhere.sqnr_db > most + NEGLIGIBLE_DB:
-        yield everywhere
+        yield everywhere.offer()
 
 
-def tails_of_few_channels(spot: Reaching) -> list[Offer]:
+def tails_of_few_channels(spot: Reaching) -> list[Tails]:
     """Two regions, the first of which holds all channels but the 1, 2, 4, ... that reach farthest."""
     spec = PiecewiseSpec(region=spot.cut.spec)
     full = float(spot.low.min()), float(spot.high.max())
     order = np.argsort(np.maximum(-spot.low, spot.high), kind="stable")
     return [
-        _offer(spot, spec, Regions(params=params_from_breakpoints(spec, *full, [ends]), channels=channels))
+        _tails(spot, spec, Regions(params=params_from_breakpoints(spec, *full, [ends]), channels=channels))
         for count, ends in centres(spot)
         for channels in [tuple(int(channel) for channel in np.sort(order[-count:]))]
     ]
 
 
-def tails_of_all_channels(spot: Reaching, *, regions: int, p: float) -> Offer:
+def tails_of_all_channels(spot: Reaching, *, regions: int, p: float) -> Tails:
     """Regions at the breakpoints that are best for the values alone.
 
     Args:
@@ -68,7 +115,7 @@ def tails_of_all_channels(spot: Reaching, *, regions: int, p: float) -> Offer:
     """
     spec = PiecewiseSpec(region=spot.cut.spec, regions=regions)
     params = piecewise_params(spec, spot.sketch, p=p)
-    return _offer(spot, spec, Regions(params=params, channels=tuple(range(spot.cut.channels))))
+    return _tails(spot, spec, Regions(params=params, channels=tuple(range(spot.cut.channels))))
 
 
 def centres(spot: Reaching) -> Iterator[tuple[int, tuple[float, float]]]:
@@ -85,12 +132,6 @@ def centres(spot: Reaching) -> Iterator[tuple[int, tuple[float, float]]]:
         count *= 2
 
 
-def _offer(spot: Reaching, spec: PiecewiseSpec, regions: Regions) -> Offer:
-    tails, quantizer = spec.regions - 1, partial(fake_quantize_piecewise, spec=spec, params=regions.params)
-    return Offer(
-        policy=f"{NAMES[spec.regions]} regions",
-        detail=f"tail of {len(regions.channels)} of {spot.cut.channels} channels",
-        sqnr_db=sketched_sqnr(spot.sketch, quantizer),
-        extra=tails * len(regions.channels) / spot.cut.channels,
-        make=rewriting(partial(branched, cut=spot.cut, regions=regions)),
-    )
+def _tails(spot: Reaching, spec: PiecewiseSpec, regions: Regions) -> Tails:
+    quantizer = partial(fake_quantize_piecewise, spec=spec, params=regions.params)
+    return Tails(spot=spot, regions=regions, sqnr_db=sketched_sqnr(spot.sketch, quantizer))
