@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NETWORKS = ("basicunet", "dynunet", "unet", "deepbet", "encoder")
+NETWORKS = ("basicunet", "dynunet", "unet", "deepbet", "encoder", "swinunetr")
 
 
 @dataclass(frozen=True, kw_only=True)

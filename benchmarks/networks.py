@@ -1,4 +1,4 @@
-"""The five networks of the benchmark: built with fixed seeds, exported to ONNX, with their samples.
+"""The six networks of the benchmark: built with fixed seeds, exported to ONNX, with their samples.
 
 Run as a script it fills the work folder: `float.onnx`, `calibration/*.npz` and `evaluation/*.npz` for each network.
 """
@@ -115,6 +115,12 @@ def residual_unet() -> nn.Module:
     return UNet(3, 1, 14, channels=(16, 32, 64, 128, 256), strides=(2, 2, 2, 2), num_res_units=2)
 
 
+def swin_unetr() -> nn.Module:
+    from monai.networks.nets import SwinUNETR
+
+    return SwinUNETR(in_channels=1, out_channels=14, feature_size=24)
+
+
 def deepbet() -> nn.Module:
     from fptq.demo.assets import fetch
     from fptq.demo.linknet import load_linknet
@@ -160,6 +166,7 @@ SUBJECTS = (
     Network(name="unet", input_name="image", build=residual_unet, samples=volumes),
     Network(name="deepbet", input_name="image", build=deepbet, samples=heads),
     Network(name="encoder", input_name="tokens", build=Encoder, samples=sequences),
+    Network(name="swinunetr", input_name="image", build=swin_unetr, samples=volumes),
 )
 
 

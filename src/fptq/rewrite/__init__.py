@@ -11,16 +11,25 @@ from fptq.rewrite.bias import corrected_biases, input_means, measured_biases, sh
 from fptq.rewrite.branches import branches_levelled
 from fptq.rewrite.draft import Change, applied
 from fptq.rewrite.equalize import equalized
+from fptq.rewrite.movement import movement_as_gather
 from fptq.rewrite.per_token import scale_tokens, takes_tokens
 from fptq.rewrite.pieces import Pieces, cut_in_pieces
 from fptq.rewrite.piecewise import Regions, cut_in_regions
 from fptq.rewrite.product_inputs import ProductInput, product_inputs
+from fptq.rewrite.repeated_columns import repeated_columns_gathered
+from fptq.rewrite.reshaped_arithmetic import arithmetic_without_reshapes
 from fptq.rewrite.smooth import logarithmically_smoothed, smooth_readers, smoothed
 from fptq.rewrite.space_to_depth import space_to_depth_stem
 from fptq.rewrite.summed import FloatInput, float_inputs, sum_regions
 
 PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
-    {"matmul_add_to_gemm": matmul_add_to_gemm, "space_to_depth_stem": space_to_depth_stem}
+    {
+        "arithmetic_without_reshapes": arithmetic_without_reshapes,
+        "matmul_add_to_gemm": matmul_add_to_gemm,
+        "movement_as_gather": movement_as_gather,
+        "repeated_columns_gathered": repeated_columns_gathered,
+        "space_to_depth_stem": space_to_depth_stem,
+    }
 )
 """Rewrites that leave the network's results as they are, by the names that profiles use."""
 
@@ -32,6 +41,7 @@ __all__ = [
     "ProductInput",
     "Regions",
     "applied",
+    "arithmetic_without_reshapes",
     "branches_levelled",
     "corrected_biases",
     "cut_in_pieces",
@@ -42,7 +52,9 @@ __all__ = [
     "logarithmically_smoothed",
     "matmul_add_to_gemm",
     "measured_biases",
+    "movement_as_gather",
     "product_inputs",
+    "repeated_columns_gathered",
     "scale_tokens",
     "shifted_biases",
     "smooth_readers",

@@ -38,7 +38,12 @@ OPENVINO_CPU = Profile(
     ),
     transparent=_MOVING | {"MaxPool"},
     unsigned_behind=_MOVING | {"Concat"},
-    passes=("space_to_depth_stem",),
+    passes=(
+        "space_to_depth_stem",
+        "movement_as_gather",
+        "arithmetic_without_reshapes",
+        "repeated_columns_gathered",
+    ),
     policies=(
         PolicyCost(policy="smoothing", overhead=0.0, source="no node is added"),
         PolicyCost(policy="pieces", overhead=0.15, source=_TIMED),
