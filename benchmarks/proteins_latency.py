@@ -31,11 +31,13 @@ POLICIES = ["uniform", "PWLQ", "PWLQ-3", "per token"]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=POLICIES)
     parser.add_argument("--make", action="store_true", help="only write the files that are missing")
     parser.add_argument("--rounds", type=int, default=15, help="timed turns of each")
     given = parser.parse_args()
     for engine in given.engines:
-        chosen = list(cases(engine, list(ROWS), [8], POLICIES, SEQUENCES))
+        chosen = list(cases(engine, given.rows, [8], given.policies, SEQUENCES))
         _make([case for case in chosen if not _file(case).exists()])
         if not given.make:
             _time(SETTINGS[engine], chosen, given.rounds)
