@@ -2,7 +2,7 @@
 
 J. Chen et al., "TransUNet: Transformers Make Strong Encoders for Medical Image Segmentation", 2021,
 https://arxiv.org/abs/2102.04306: a ResNet finds features at a sixteenth of the image's size, a ViT relates each of
-them to all others, and a U-Net's decoder brings them back with skips from the ResNet at a half, a quarter and an eighth.
+them to all others, and a U-Net's decoder brings them back, with skips from the ResNet at 1/2, 1/4 and 1/8 of the size.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Size:
         layers: Transformer blocks.
         decoder: Channels after the transformer, then after each of the four upsampling steps.
         norm: The ResNet's normalization, as MONAI names it.
-        upsample: How the decoder doubles the size: MONAI's "nontrainable" (linear) or "deconv" (transposed convolution).
+        upsample: How the decoder doubles the size: MONAI's "nontrainable" (linear) or "deconv" (transposed).
     """
 
     base: int = 64
