@@ -124,6 +124,7 @@ def predict(
         bool | None, typer.Option("--gaussian/--no-gaussian", help="nnU-Net: patches count less at their border.")
     ] = None,
     probabilities: Annotated[bool, typer.Option("--save-probabilities", help="nnU-Net: .npz files too.")] = False,
+    trust: options.Trust = False,
 ) -> None:
     """Run a quantized network on new data; interrupted, it goes on."""
     given: dict[str, object] = {
@@ -149,6 +150,11 @@ def predict(
     if recipes.is_nnunet_folder(folder):
         nnunet.refuse(chosen, rule=f"{folder} holds a network of nnU-Net, which prepares images and labels them itself")
         written = wanted.run(terminal, folder, data, output=target)
+    elif recipes.is_bundle_folder(folder):
+        nnunet.refuse(chosen | wanted.of_nnunet, rule=f"{folder} holds a bundle of MONAI, whose own transforms say it")
+        predictor = recipes.bundle_predictor(folder, threads=threads, trust=trust)
+        with terminal.progress() as progress:
+            written = recipes.predict_bundle(predictor, data, output=target, overwrite=overwrite, progress=progress)
     else:
         nnunet.refuse(wanted.of_nnunet, rule=f"{folder} holds no network of nnU-Net, whose options these are")
         if threads is not None:
