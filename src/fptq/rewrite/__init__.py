@@ -14,12 +14,17 @@ from fptq.rewrite.per_token import takes_tokens, tokens_scaled
 from fptq.rewrite.pieces import Pieces, in_pieces
 from fptq.rewrite.piecewise import Regions, branched
 from fptq.rewrite.product_inputs import ProductInput, product_inputs
+from fptq.rewrite.several_readers import bias_for_several_readers
 from fptq.rewrite.smooth import logarithmically_smoothed, smooth_readers, smoothed
 from fptq.rewrite.space_to_depth import space_to_depth_stem
 from fptq.rewrite.summed import FloatInput, float_inputs, summed
 
 PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
-    {"matmul_add_to_gemm": matmul_add_to_gemm, "space_to_depth_stem": space_to_depth_stem}
+    {
+        "bias_for_several_readers": bias_for_several_readers,
+        "matmul_add_to_gemm": matmul_add_to_gemm,
+        "space_to_depth_stem": space_to_depth_stem,
+    }
 )
 """Rewrites that leave the network's results as they are, by the names that profiles use."""
 
@@ -29,6 +34,7 @@ __all__ = [
     "Pieces",
     "ProductInput",
     "Regions",
+    "bias_for_several_readers",
     "branched",
     "branches_levelled",
     "corrected_biases",
