@@ -1,4 +1,4 @@
-"""A small bundle of MONAI, written as the Model Zoo's are: a trained U-Net, its transforms and its inferer; and scans."""
+"""A small bundle of MONAI, written as the Model Zoo's are: a trained U-Net, transforms and an inferer; and scans."""
 
 from __future__ import annotations
 

@@ -31,7 +31,12 @@ def test_a_bundle_is_a_network_of_its_windows_size(made: Any) -> None:
     model = load(made.source, options=TRUSTED)
     assert [(info.shape, info.dtype) for info in model.inputs] == [((1, 1, 16, 16, 16), np.float32)]
     assert model.source == made.source
-    assert load(f"{made.folder}".join(("monai:", "")), options=TRUSTED).sha256 == model.sha256
+
+
+def same_weights(source: str, other: str) -> bool:
+    """Whether two bundles make the same network."""
+    first, second = (opened(text).network().state_dict() for text in (source, other))
+    return list(first) == list(second) and all(bool((first[name] == second[name]).all()) for name in first)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +76,7 @@ def test_a_config_in_yaml_and_code_of_its_own_are_read(made: Any, tmp_path: Path
         "    return UNet(3, 1, 3, (8, 16, 32), (2, 2), num_res_units=1, norm=norm)\n"
     )
     before = list(sys.path)
-    assert load(f"monai:{folder}", options=TRUSTED).sha256 == load(made.source, options=TRUSTED).sha256
+    assert same_weights(f"monai:{folder}", made.source)
     assert sys.path == before
 
 
@@ -88,7 +93,7 @@ def test_weights_may_be_in_a_checkpoint_or_a_program(form: str, made: Any, chang
         network = opened(made.source).network()
         path.unlink()
         torch.jit.trace(network, torch.zeros(1, 1, 16, 16, 16)).save(path.with_suffix(".ts"))  # type: ignore[no-untyped-call]
-    assert load(source, options=TRUSTED).sha256 == load(made.source, options=TRUSTED).sha256
+    assert same_weights(source, made.source)
 
 
 def drop(state: dict[str, Any]) -> None:
@@ -162,7 +167,7 @@ def test_a_broken_file_is_named(name: str, made: Any, tmp_path: Path) -> None:
 def test_nothing_of_a_bundle_runs_without_trust(changed: Callable[..., str], tmp_path: Path) -> None:
     trace = tmp_path / "ran"
     source = changed(config=lambda d: d.update(network_def=f"$__import__('pathlib').Path({str(trace)!r}).touch()"))
-    with pytest.raises(ModelError, match="can execute code.*--trust"):
+    with pytest.raises(ModelError, match=r"can execute code.*--trust"):
         load(source)
     assert not trace.exists()
 

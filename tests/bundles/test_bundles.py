@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import fptq
 from fptq.cli import app
+from fptq.config import Recipe
 from fptq.engines import CompileOptions
 from fptq.engines.folds import EngineFolds
 from fptq.errors import ConfigError, ModelError
@@ -20,6 +21,7 @@ from fptq.graph.bundle import find_bundle, open_bundle
 from fptq.graph.load import LoadOptions, load
 from fptq.graph.trust import Trust
 from fptq.graph.write import save
+from fptq.recipes.bundle_source import open_monai
 from fptq.recipes.compiled import compiled_folds
 
 pytestmark = [pytest.mark.engine("monai"), pytest.mark.engine("torch")]
@@ -118,10 +120,13 @@ def test_a_result_stands_in_for_the_bundles_network(made: Any) -> None:
     assert (monais(made, result.as_module(), scan) == monais(made, None, scan)).mean() > 0.98
 
 
-def test_prepared_samples_calibrate_it_too(made: Any) -> None:
-    samples = [np.random.default_rng(i).random((1, 1, 16, 16, 16), np.float32) for i in range(4)]
-    options = {"engine": "onnxruntime", "gate": "off", "recipe": "fast", "threads": 1, "trust": True}
-    assert fptq.quantize(made.source, calibration=samples, **options).report.compression > 1
+def test_samples_that_are_prepared_stay_as_they_are(made: Any, tmp_path: Path) -> None:
+    np.save(tmp_path / "window.npy", np.zeros((1, 16, 16, 16), np.float32))
+    bundle, recipe = find_bundle(made.source), Recipe(trust=True)
+    for samples in ([np.zeros((1, 1, 16, 16, 16))], str(tmp_path), "package.module:windows"):
+        network, found = open_monai(bundle, samples, recipe)
+        assert found is samples
+        assert type(network).__name__ == "UNet"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_prepared_samples_calibrate_it_too(made: Any) -> None:
 )
 def test_what_the_bundle_decides_is_refused(given: dict[str, Any], made: Any) -> None:
     with pytest.raises(ConfigError, match="with a bundle of MONAI"):
-        fptq.quantize(made.source, calibration=str(made.scans), trust=True, **given)
+        fptq.quantize(made.source, calibration=str(made.scans), recipe=Recipe(trust=True, **given))
 
 
 def test_prediction_needs_trust_and_a_bundle(out: Path, made: Any, tmp_path: Path) -> None:

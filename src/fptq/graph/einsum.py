@@ -7,56 +7,47 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-_EQUATION = re.compile(r"(?P<left>[A-Za-z]+),(?P<right>[A-Za-z]+)->(?P<result>[A-Za-z]+)")
+_EQUATION = re.compile(r"(?P<first>[A-Za-z]+),(?P<second>[A-Za-z]+)->(?P<result>[A-Za-z]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Product:
-    """How the axes of two operands and a result lie, as Transpose takes it, for MatMul to compute an Einsum.
+    """What MatMul multiplies to compute an Einsum of two operands.
 
     Attributes:
-        left: Of the first operand, to `[*batch, row, inner]`.
-        right: Of the second, to `[*batch, inner, column]`.
-        result: Of `[*batch, row, column]`, to the result.
+        operands: Which is on the left, and which on the right.
+        axes: The order of each one's axes, as Transpose takes it: `[*batch, row, inner]`, `[*batch, inner, column]`.
     """
 
-    left: tuple[int, ...]
-    right: tuple[int, ...]
-    result: tuple[int, ...]
+    operands: tuple[int, int]
+    axes: tuple[tuple[int, ...], tuple[int, ...]]
 
     @classmethod
     def of(cls, equation: str) -> _Product | None:
-        """The product of an equation; None where it is another one: sums, traces, outer products, three operands.
+        """The product of an equation; None where there is none: other sums, traces, outer products, three operands.
 
         >>> _Product.of("bhxd,bhyd->bhxy")
-        _Product(left=(0, 1, 2, 3), right=(0, 1, 3, 2), result=(0, 1, 2, 3))
+        _Product(operands=(0, 1), axes=((0, 1, 2, 3), (0, 1, 3, 2)))
         """
         terms = _EQUATION.fullmatch(equation.replace(" ", ""))
         if terms is None or any(len(set(term)) != len(term) for term in terms.groups()):
             return None
-        left, right, result = terms.groups()
-        rows = [axis for axis in left if axis in result and axis not in right]
-        columns = [axis for axis in right if axis in result and axis not in left]
-        inner = [axis for axis in left if axis in right and axis not in result]
-        batch = [axis for axis in result if axis in left and axis in right]
-        if not len(rows) == len(columns) == len(inner) == 1:
+        first, second, result = terms.groups()
+        inner = [axis for axis in first if axis in second and axis not in result]
+        if len(inner) != 1 or len(result) < 2:
             return None
-        wanted = ([*batch, *rows, *inner], [*batch, *inner, *columns], [*batch, *rows, *columns])
-        if (
-            sorted(wanted[0]) != sorted(left)
-            or sorted(wanted[1]) != sorted(right)
-            or sorted(wanted[2]) != sorted(result)
-        ):
-            return None
-        return cls(
-            left=tuple(left.index(axis) for axis in wanted[0]),
-            right=tuple(right.index(axis) for axis in wanted[1]),
-            result=tuple(wanted[2].index(axis) for axis in result),
-        )
+        *batch, row, column = result
+        operands = (0, 1) if row in first else (1, 0)
+        wanted = ([*batch, row, *inner], [*batch, *inner, column])
+        given = tuple((first, second)[operand] for operand in operands)
+        if any(sorted(axes) != sorted(term) for axes, term in zip(wanted, given, strict=True)):
+            return None  # an axis that is summed within one operand, or a batch axis that lies behind
+        left, right = (tuple(term.index(axis) for axis in axes) for axes, term in zip(wanted, given, strict=True))
+        return cls(operands=operands, axes=(left, right))
 
 
 def einsum_as_matmul(model: ir.Model) -> None:
-    """Write every Einsum that multiplies piles of matrices as MatMul between the Transposes that it takes, in place.
+    """Write every Einsum that multiplies piles of matrices as MatMul behind the Transposes that it takes, in place.
 
     MONAI's attention is written so.
     """
@@ -68,12 +59,11 @@ def einsum_as_matmul(model: ir.Model) -> None:
             continue
         nodes: list[ir.Node] = []
         operands = [
-            _turned(value, axes, name=f"{node.name}_{side}", nodes=nodes)
-            for value, axes, side in zip(node.inputs, (product.left, product.right), ("left", "right"), strict=True)
+            _turned(node.inputs[operand], axes, name=f"{node.name}_operand_{operand}", nodes=nodes)
+            for operand, axes in zip(product.operands, product.axes, strict=True)
         ]
         nodes.append(ir.node("MatMul", operands, name=node.name))
-        result = _turned(nodes[-1].outputs[0], product.result, name=f"{node.name}_result", nodes=nodes)
-        ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, [result])
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, node.outputs, nodes[-1].outputs)
 
 
 def _turned(value: ir.Value | None, axes: tuple[int, ...], *, name: str, nodes: list[ir.Node]) -> ir.Value:
