@@ -21,7 +21,7 @@ from fptq.graph.bundle import find_bundle, open_bundle
 from fptq.graph.load import LoadOptions, load
 from fptq.graph.trust import Trust
 from fptq.graph.write import save
-from fptq.recipes.bundle_source import open_monai
+from fptq.recipes.bundle_source import forget_bundle, keep_bundle, open_monai
 from fptq.recipes.compiled import compiled_folds
 
 pytestmark = [pytest.mark.engine("monai"), pytest.mark.engine("torch")]
@@ -92,8 +92,12 @@ def test_integers_give_nearly_the_same_label_maps_on_the_scans_grid(made: Any, o
 
 
 def test_the_folder_keeps_the_bundle_without_its_weights(made: Any, out: Path) -> None:
-    assert sorted(path.name for path in (out / "bundle" / "configs").iterdir()) == ["inference.json", "metadata.json"]
-    assert not (out / "bundle" / "models").exists()
+    assert sorted(path.name for path in (out / "monai_bundle" / "configs").iterdir()) == [
+        "inference.json",
+        "metadata.json",
+    ]
+    assert not (out / "monai_bundle" / "models").exists()
+    assert (out / "monai_bundle" / "source.txt").read_text().strip() == str(made.folder.resolve())
     predictor = fptq.bundle_predictor(out, threads=1, trust=True)
     labels = predictor(sorted(made.scans.iterdir())[0])
     assert tuple(labels.shape) == (1, 30, 34, 26)
@@ -104,7 +108,7 @@ def test_a_bundle_that_says_nothing_about_labels_gets_the_largest_channel(made: 
 
     folder = tmp_path / "out"
     shutil.copytree(out, folder)
-    path = folder / "bundle" / "configs" / "inference.json"
+    path = folder / "monai_bundle" / "configs" / "inference.json"
     config = json.loads(path.read_text())
     del config["postprocessing"], config["inferer"]
     path.write_text(json.dumps(config))
@@ -142,8 +146,18 @@ def test_what_the_bundle_decides_is_refused(given: dict[str, Any], made: Any) ->
 def test_prediction_needs_trust_and_a_bundle(out: Path, made: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="can execute code"):
         fptq.bundle_predictor(out)
-    with pytest.raises(ConfigError, match="has no bundle"):
+    with pytest.raises(ConfigError, match="has no monai_bundle"):
         fptq.bundle_predictor(tmp_path)
     done = run("predict", out, made.scans, "-o", tmp_path / "masks", "--trust", "--no-mirroring")
     assert done.exit_code == 2
     assert "use_mirroring" in done.output or "mirroring" in done.output
+
+
+def test_a_folder_of_that_name_that_fptq_did_not_write_is_left_alone(made: Any, tmp_path: Path) -> None:
+    (tmp_path / "monai_bundle").mkdir()
+    (tmp_path / "monai_bundle" / "mine.txt").touch()
+    forget_bundle(tmp_path)
+    assert (tmp_path / "monai_bundle" / "mine.txt").exists()
+    keep_bundle(find_bundle(made.source), tmp_path / "other")
+    forget_bundle(tmp_path / "other")
+    assert not (tmp_path / "other" / "monai_bundle").exists()

@@ -151,7 +151,7 @@ def predict(
         nnunet.refuse(chosen, rule=f"{folder} holds a network of nnU-Net, which prepares images and labels them itself")
         written = wanted.run(terminal, folder, data, output=target)
     elif recipes.is_bundle_folder(folder):
-        nnunet.refuse(chosen | wanted.of_nnunet, rule=f"{folder} holds a bundle of MONAI, whose own transforms say it")
+        nnunet.refuse(chosen | wanted.of_nnunet, rule=f"{folder} holds a bundle of MONAI, which says it itself")
         predictor = recipes.bundle_predictor(folder, threads=threads, trust=trust)
         with terminal.progress() as progress:
             written = recipes.predict_bundle(predictor, data, output=target, overwrite=overwrite, progress=progress)

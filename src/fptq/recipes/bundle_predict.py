@@ -16,7 +16,7 @@ from fptq.feeds.conform import as_array
 from fptq.feeds.scans import NIFTI, find_files
 from fptq.graph.bundle import OpenBundle, find_bundle, open_bundle
 from fptq.graph.trust import Trust
-from fptq.recipes.bundle_source import BUNDLE
+from fptq.recipes.bundle_source import BUNDLE, holds_bundle
 from fptq.recipes.compiled import compiled_folds, network_path
 from fptq.recipes.problem import threads_of
 from fptq.recipes.targets import check_targets
@@ -32,7 +32,7 @@ _PREDICTION = "pred"
 
 def is_bundle_folder(folder: str | Path) -> bool:
     """Whether `quantize` wrote it for a bundle."""
-    return (Path(folder) / BUNDLE).is_dir()
+    return holds_bundle(Path(folder))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ def bundle_predictor(folder: str | Path, *, threads: int | None = None, trust: b
     from fptq.engines.folds import EngineFolds
 
     folder = Path(folder)
-    if not is_bundle_folder(folder):
+    if not holds_bundle(folder):
         raise ConfigError(
             f"{folder} has no {BUNDLE}",
             rule="it holds the config of the bundle that the network comes from",

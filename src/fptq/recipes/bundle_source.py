@@ -14,8 +14,10 @@ from fptq.feeds.scans import NIFTI, find_files, suffix
 from fptq.graph.bundle import CONFIGS, Bundle, open_bundle
 from fptq.graph.trust import Trust
 
-BUNDLE = "bundle"
+BUNDLE = "monai_bundle"
 """Folder in a result that holds what prediction needs of the bundle: all but its weights."""
+_SOURCE = "source.txt"
+"""Where the bundle was; by it fptq knows a folder that it wrote itself."""
 
 
 def keep_bundle(bundle: Bundle, folder: Path) -> None:
@@ -28,6 +30,22 @@ def keep_bundle(bundle: Bundle, folder: Path) -> None:
         if (bundle.folder / part).is_dir():
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(bundle.folder / part, folder / BUNDLE / part, ignore=ignored)
+    (folder / BUNDLE / _SOURCE).write_text(f"{bundle.folder.resolve()}\n", encoding="utf-8")
+
+
+def holds_bundle(folder: Path) -> bool:
+    """Whether `keep_bundle` wrote there."""
+    return (folder / BUNDLE / _SOURCE).is_file()
+
+
+def forget_bundle(folder: Path) -> None:
+    """Remove what `keep_bundle` wrote for an older result; another folder of this name stays.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    if holds_bundle(folder):
+        shutil.rmtree(folder / BUNDLE)
 
 
 def bundle_recipe(recipe: Recipe) -> Recipe:

@@ -22,7 +22,7 @@ from fptq.feeds.scans import NIFTI, is_scan, label_image, suffix
 from fptq.feeds.source import FileItems, IterableItems, open_items, prepared
 from fptq.graph.load import read_onnx
 from fptq.graph.model import Model, TensorInfo
-from fptq.recipes.bundle_source import BUNDLE
+from fptq.recipes.bundle_source import holds_bundle
 from fptq.recipes.nnunet import FACTS_FILE
 from fptq.recipes.problem import preprocess_of, threads_of, volume_input
 from fptq.recipes.result import MODEL_FILE, PACKED_FILE
@@ -167,7 +167,7 @@ def _read(folder: Path, options: Mapping[str, object]) -> _Saved:
             rule="nnU-Net prepares its images, for all folds together",
             remedy=f"Give {folder.parent}",
         )
-    if (folder / BUNDLE).is_dir():
+    if holds_bundle(folder):
         raise ConfigError(
             f"{folder} holds the network of a bundle of MONAI",
             rule="the bundle's own transforms prepare scans and finish predictions",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from fptq.graph.model import Model
 from fptq.graph.rest import LARGE
 from fptq.graph.write import file_bytes, remove_stale, save
 from fptq.plan import Encoding, save_encoding
-from fptq.recipes.bundle_source import BUNDLE, keep_bundle
+from fptq.recipes.bundle_source import forget_bundle, keep_bundle
 from fptq.recipes.prepare import Prepared, plan_document
 from fptq.recipes.problem import Problem
 from fptq.report.html import write_html
@@ -93,7 +92,7 @@ class Result:
                 # An older network's; not every result writes them.
                 for stale in folder.glob(f"{PACKED_FILE}*"):
                     stale.unlink()
-                shutil.rmtree(folder / BUNDLE, ignore_errors=True)
+                forget_bundle(folder)
                 # The report comes last: a folder with one is complete.
                 parts = sorted(Path(staging).iterdir(), key=lambda p: p.name.startswith("report"))
                 for part in parts:
