@@ -135,7 +135,7 @@ def test_samples_that_are_prepared_stay_as_they_are(made: Any, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     "given",
-    [{"preprocess": "a:b"}, {"patch": (8, 8, 8)}, {"labels": "labels"}, {"val": "scans"}, {"task": "segmentation"}],
+    [{"preprocess": "a:b"}, {"patch": (8, 8, 8)}, {"val": "scans"}, {"task": "segmentation"}],
     ids=lambda given: next(iter(given)),
 )
 def test_what_the_bundle_decides_is_refused(given: dict[str, Any], made: Any) -> None:

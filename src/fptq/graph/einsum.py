@@ -36,7 +36,7 @@ class _Product:
         inner = [axis for axis in first if axis in second and axis not in result]
         if len(inner) != 1 or len(result) < 2:
             return None
-        *batch, row, column = result
+        batch, row, column = result[:-2], result[-2], result[-1]
         operands = (0, 1) if row in first else (1, 0)
         wanted = ([*batch, row, *inner], [*batch, *inner, column])
         given = tuple((first, second)[operand] for operand in operands)
