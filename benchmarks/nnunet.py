@@ -29,8 +29,9 @@ from fptq.graph.nnunet import find_folds, new_predictor, open_fold, quiet
 from fptq.graph.trust import Trust
 from fptq.graph.write import save
 from fptq.recipes import nnunet_predictor, predict_nnunet, quantize_nnunet
+from fptq.recipes.compiled import compiled_folds
 from fptq.recipes.nnunet import facts_of
-from fptq.recipes.nnunet_predict import compiled_folds, put_in
+from fptq.recipes.nnunet_predict import put_in
 from fptq.tasks.metrics import dice
 from fptq.types import Array
 from layout import HERE

@@ -26,6 +26,7 @@ NAMES = {
     "__version__",
     "bench",
     "bucket_by_length",
+    "bundle_predictor",
     "inspect",
     "load_pretrained",
     "load_recipe",

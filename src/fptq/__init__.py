@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fptq.feeds.lengths import bucket_by_length
     from fptq.feeds.record import record
     from fptq.graph.pretrained import load_pretrained
+    from fptq.recipes.bundle_predict import bundle_predictor
     from fptq.recipes.nnunet import quantize_nnunet
     from fptq.recipes.nnunet_predict import nnunet_predictor
     from fptq.recipes.quantize import quantize
@@ -60,6 +61,7 @@ __all__ = [
     "__version__",
     "bench",
     "bucket_by_length",
+    "bundle_predictor",
     "inspect",
     "load_pretrained",
     "load_recipe",
@@ -74,6 +76,7 @@ _HOMES = {
     "Recipe": "fptq.config",
     "load_recipe": "fptq.config",
     "bucket_by_length": "fptq.feeds.lengths",
+    "bundle_predictor": "fptq.recipes.bundle_predict",
     "load_pretrained": "fptq.graph.pretrained",
     "record": "fptq.feeds.record",
     "Result": "fptq.recipes.result",

@@ -124,3 +124,9 @@ class OutputError(FptqError):
     """Results could not be written."""
 
     exit_code = 8
+
+
+def in_one_line(error: Exception) -> str:
+    """An error of another package: its kind and the first lines of what it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return ": ".join([type(error).__name__, *lines[:2]])

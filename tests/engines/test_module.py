@@ -6,8 +6,8 @@ import torch
 
 from fptq.engines import CompileOptions, engine_named
 from fptq.engines.module import EngineModule
-from fptq.errors import ConfigError, DataError
-from fptq.graph.load import load
+from fptq.errors import ConfigError, DataError, EngineError
+from fptq.graph.load import LoadOptions, load
 from fptq.graph.write import save
 
 
@@ -55,3 +55,15 @@ def test_another_call_is_refused(replaced) -> None:
 def test_a_file_has_no_module_to_stand_in_for() -> None:
     with pytest.raises(ConfigError, match="ONNX file"):
         EngineModule(lambda feeds: {"y": np.zeros(1)}, None)
+
+
+def test_any_batch_is_taken_by_a_network_of_a_fixed_one(tmp_path) -> None:
+    net = torch.nn.Conv1d(3, 4, 3, padding=1).eval()
+    model = load(net, example=torch.randn(2, 3, 8), options=LoadOptions(dynamic="none"))
+    save(model, tmp_path / "m.onnx")
+    session = engine_named("onnxruntime").compile(tmp_path / "m.onnx", CompileOptions(threads=1))
+    module = EngineModule(session, model.signature, model.inputs)
+    x = torch.randn(6, 3, 8)
+    torch.testing.assert_close(module(x), net(x).detach(), atol=1e-5, rtol=1e-4)
+    with pytest.raises(EngineError):
+        module(x[:5])

@@ -15,6 +15,7 @@ from fptq.numerics import QuantizerSpec
 from fptq.plan import PROFILES, Placement, materialize, place
 from fptq.plan.plan import Plan
 from fptq.plan.profile import Family, Variant
+from fptq.rewrite import bias_for_several_readers
 
 pytestmark = pytest.mark.engine("openvino")
 PROFILE = PROFILES["openvino"]
@@ -72,3 +73,18 @@ def test_transposed_convolutions_run_as_integers(net, activation: QuantizerSpec,
     assert [run.precision for run in runs if run.op == "Deconvolution"] == ["int8"]
     simulated, ran = against_simulation(model, plan_of(model, activation), x, tmp_path)
     assert abs(simulated - ran) < 0.5
+
+
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_a_convolution_that_several_read_is_scaled_once_with_a_dynamic_batch(net, op, rank, tmp_path) -> None:
+    n = net(("n", 16, *[8] * rank))
+    first = n(op, n.stored(16, 16, *[3] * rank), pads=[1] * 2 * rank)
+    n("Relu")
+    n.conv(16, 16, rank=rank)
+    n("Add", first)
+    model = bias_for_several_readers(n.model())
+    x = np.abs(np.random.default_rng(0).standard_normal((2, 16, *[8] * rank)).astype(np.float32))
+    simulated, ran = against_simulation(model, plan_of(model, UNSIGNED), x, tmp_path)
+    assert abs(simulated - ran) < 0.5
+    assert simulated > 20

@@ -245,3 +245,38 @@ def test_the_users_model_is_left_alone():
     made = canonicalize(model)
     assert b"secret" not in ir.to_proto(made.graph_model).SerializeToString()
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "expected"),
+    [
+        ("blxd,blyd->blxy", [(2, 3, 5, 4), (2, 3, 6, 4)], ["Transpose", "MatMul"]),
+        ("bhxy,bhyd->bhxd", [(2, 3, 5, 6), (2, 3, 6, 4)], ["MatMul"]),
+        ("ik,kj->ji", [(5, 4), (4, 6)], ["Transpose", "Transpose", "MatMul"]),
+        ("bxhd,byhd->bhxy", [(2, 5, 3, 4), (2, 6, 3, 4)], ["Transpose", "Transpose", "MatMul"]),
+        ("bhxy,bhyd->bxhd", [(2, 3, 5, 6), (2, 3, 6, 4)], ["Einsum"]),  # would be named no more
+        ("bij,bjk->bk", [(2, 5, 4), (2, 4, 6)], ["Einsum"]),  # sums rows too
+        ("bi,bj->bij", [(2, 5), (2, 4)], ["Einsum"]),  # no sum at all
+        ("bii,bij->bij", [(2, 4, 4), (2, 4, 4)], ["Einsum"]),  # a diagonal
+        ("bijk,bjkl->bil", [(2, 5, 3, 4), (2, 3, 4, 6)], ["Einsum"]),  # two sums
+        ("...ij,...jk->...ik", [(2, 5, 4), (2, 4, 6)], ["Einsum"]),
+    ],
+)
+def test_an_einsum_that_multiplies_matrices_becomes_matmul(equation, shapes, expected):
+    first, second = shapes
+    # Both computed: a Transpose of a stored operand would be folded into it.
+    size = int(np.prod(second))
+    nodes = [
+        helper.make_node("MatMul", ["x2", "w"], ["flat"], name="second"),
+        helper.make_node("Reshape", ["flat", "shape"], ["z"], name="shaped"),
+        helper.make_node("Reshape", ["x", "row"], ["x2"], name="row"),
+        helper.make_node("Einsum", ["x", "z"], ["y"], name="product", equation=equation),
+    ]
+    weights = {
+        "w": floats(int(np.prod(first)), size) / 4,
+        "shape": np.array(second, np.int64),
+        "row": np.array([1, -1], np.int64),
+    }
+    made = canonical(build([nodes[2], *nodes[:2], nodes[3]], weights, x=first), floats(*first))
+    assert kinds(made)[3:] == expected
+    assert "product" in {node.name for node in made.graph_model.graph}

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 _FUNCTION = "package.module:function"
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help=f"ONNX file, .pt2 program, {_FUNCTION}, or nnunet:RESULTS_FOLDER[:FOLD].")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help=f"ONNX file, .pt2 program, {_FUNCTION}, nnunet:RESULTS_FOLDER[:FOLD], or monai:BUNDLE_FOLDER.",
+    ),
 ]
 Calib = Annotated[
     str | None,
@@ -95,7 +99,7 @@ Method = Annotated[
 Setting = Annotated[str | None, typer.Option(metavar="qdrop|brecq", help="With --bits: what keeps 8 bits at the ends.")]
 Iterations = Annotated[int | None, typer.Option(metavar="N", help="With --bits: learning steps for each block.")]
 Memory = Annotated[str | None, typer.Option(metavar="4GB", help="With --bits: what learning may keep in RAM.")]
-Trust = Annotated[bool, typer.Option("--trust", help="Read files that can execute code (.pt2, nnU-Net).")]
+Trust = Annotated[bool, typer.Option("--trust", help="Read files that can execute code (.pt2, nnU-Net, MONAI).")]
 Seed = Annotated[int | None, typer.Option(metavar="N", help="Seed of everything random.")]
 Folder = Annotated[Path, typer.Argument(metavar="FOLDER", help="What fptq quantize wrote.")]
 Data = Annotated[

@@ -1,4 +1,4 @@
-"""`fptq predict`: a quantized network on new data, by fptq's own sliding window or by nnU-Net's predictor."""
+"""`fptq predict`: a quantized network on new data: fptq's sliding window, nnU-Net's predictor, a bundle's inferer."""
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ def predict(
     mirroring: Mirroring = None,
     gaussian: Gaussian = None,
     probabilities: Probabilities = False,
+    trust: options.Trust = False,
 ) -> None:
     """Run a quantized network on new data; interrupted, it goes on."""
     target = options.writable(output)
@@ -68,6 +69,11 @@ def predict(
     if recipes.is_nnunet_folder(folder):
         nnunet.refuse(given, rule=f"{folder} holds a network of nnU-Net, which prepares images and labels them itself")
         written = tiles.run(terminal, folder, data, output=target)
+    elif recipes.is_bundle_folder(folder):
+        nnunet.refuse(given | tiles.of_nnunet, rule=f"{folder} holds a bundle of MONAI, which says it itself")
+        predictor = recipes.bundle_predictor(folder, threads=threads, trust=trust)
+        with terminal.progress() as progress:
+            written = recipes.predict_bundle(predictor, data, output=target, overwrite=overwrite, progress=progress)
     else:
         nnunet.refuse(tiles.of_nnunet, rule=f"{folder} holds no network of nnU-Net, whose options these are")
         given |= _given(threads=threads)

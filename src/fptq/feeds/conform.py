@@ -32,7 +32,7 @@ def conform(sample: object, inputs: Inputs, *, name: str) -> list[dict[str, Arra
     bound = bind(sample, inputs, name=name)
     fitted = {info.name: _fit(bound[info.name], info, name) for info in inputs}
     _check_symbols(fitted, inputs, name)
-    return _split(fitted, inputs, name)
+    return split_batch(fitted, inputs, name=name)
 
 
 def bind(sample: object, inputs: Inputs, *, name: str) -> dict[str, Array]:
@@ -189,12 +189,23 @@ def _check_symbols(feeds: Mapping[str, Array], inputs: Inputs, name: str) -> Non
                 )
 
 
-def _split(feeds: dict[str, Array], inputs: Inputs, name: str) -> list[dict[str, Array]]:
+def split_batch(feeds: Mapping[str, Array], inputs: Inputs, *, name: str) -> list[dict[str, Array]]:
+    """The runs of a batch that is a multiple of the model's fixed one; one run otherwise.
+
+    Args:
+        feeds: Arrays by input name.
+        inputs: What the model takes.
+        name: What the batch is called in errors.
+
+    Raises:
+        DataError: The inputs have different multiples.
+    """
     fixed = {info.name: info.shape[0] for info in inputs if info.shape and isinstance(info.shape[0], int)}
-    runs = {key: feeds[key].shape[0] // max(batch, 1) for key, batch in fixed.items()}
+    sizes = {key: (feeds[key].shape[0], max(batch, 1)) for key, batch in fixed.items()}
+    runs = {key: size // batch if size % batch == 0 else 1 for key, (size, batch) in sizes.items()}
     counts = {count for count in runs.values() if count > 1}
     if not counts:
-        return [feeds]
+        return [dict(feeds)]
     if len(counts) > 1:
         raise DataError(
             f"{name}: inputs have batches of {', '.join(f'{feeds[k].shape[0]} ({k})' for k in runs)}",

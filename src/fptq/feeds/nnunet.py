@@ -5,22 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fptq.errors import DataError
+from fptq.feeds.patches import Cutter, check_finite, spread_patches
 from fptq.feeds.scans import natural, unreadable
 from fptq.types import Array
 
 if TYPE_CHECKING:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-PATCHES = 32
-"""Patches in all, where nobody says how many."""
-_DRAWN = 256
-"""Voxels that are drawn to find one of the brighter half."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,31 +71,23 @@ def find_image_cases(folder: str | Path, dataset: Mapping[str, Any]) -> tuple[Im
 def foreground_patches(
     predictor: nnUNetPredictor, cases: Sequence[ImageCase], *, count: int | None = None, seed: int = 0
 ) -> Iterator[Array]:
-    """Patches `f32[1, C, *S]` of cases that nnU-Net preprocesses itself; the same number of each case, one in memory.
-
-    Every other patch is centred on foreground. Calibration images have no labels, so the float network says where it
-    is: it looks at a patch among the brighter half of the voxels, and the patch moves to a voxel of one of the classes
-    that it sees there, each class as likely. Where it sees none, the patch stays. The rest are anywhere.
+    """Patches `f32[1, C, *S]` of cases that nnU-Net preprocesses itself, as `spread_patches` cuts them.
 
     Args:
         predictor: nnU-Net's, with the float network.
-        cases: Where to cut; of more cases than patches, some spread over all.
+        cases: Where to cut.
         count: How many patches; None: 32.
         seed: Of the places.
 
     Raises:
         DataError: A case cannot be read or preprocessed, or holds NaN or infinite voxels.
     """
-    total = count or PATCHES
-    chosen = [cases[int(i)] for i in np.linspace(0, len(cases) - 1, min(len(cases), total)).astype(int)]
-    generator = np.random.default_rng(seed)
-    cutter = _Cutter(
-        size=tuple(predictor.configuration_manager.patch_size), segment=_segmenter(predictor), generator=generator
+    cutter = Cutter(
+        size=tuple(predictor.configuration_manager.patch_size),
+        segment=_segmenter(predictor),
+        generator=np.random.default_rng(seed),
     )
-    for case, places in zip(chosen, np.array_split(np.arange(total), len(chosen)), strict=True):
-        image = preprocessed_case(predictor, case)
-        for place in places:
-            yield (cutter.anywhere(image) if place % 2 else cutter.on_foreground(image))[None]
+    return spread_patches(cases, partial(preprocessed_case, predictor), cutter, count=count)
 
 
 def preprocessed_case(predictor: nnUNetPredictor, case: ImageCase) -> Array:
@@ -126,65 +115,6 @@ def preprocessed_case(predictor: nnUNetPredictor, case: ImageCase) -> Array:
         ) from error
     check_finite(padded, case.name)
     return np.ascontiguousarray(padded)
-
-
-def check_finite(image: Array, name: str) -> None:
-    """Refuse NaN and infinite voxels: normalization spreads them over the whole image.
-
-    Raises:
-        DataError: There are some.
-    """
-    count = int(image.size - np.isfinite(image).sum())
-    if count:
-        raise DataError(
-            f"case {name} has {count} NaN or infinite voxels",
-            rule="images are finite; normalization spreads one such voxel over the whole image",
-            remedy="Mend the file, for example set them to the background's value, or drop it",
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Cutter:
-    """Cuts patches out of an image `f32[C, *S]`, which may have one axis more than the patch: slices of a 2-D plan.
-
-    Attributes:
-        size: Of a patch.
-        segment: The float network's labels `[*S]` of a patch `[C, *S]`.
-        generator: Draws the places.
-    """
-
-    size: tuple[int, ...]
-    segment: Callable[[Array], Array]
-    generator: np.random.Generator
-
-    def anywhere(self, image: Array) -> Array:
-        return self._cut(image, self.generator.integers(0, image.shape[1:]))[0]
-
-    def on_foreground(self, image: Array) -> Array:
-        patch, start = self._cut(image, self._bright(image))
-        labels = self.segment(patch)
-        seen = np.unique(labels[labels > 0])
-        if not seen.size:
-            return patch
-        voxels = np.argwhere(labels == self.generator.choice(seen))
-        centre = np.array(start)
-        centre[-len(self.size) :] += voxels[self.generator.integers(len(voxels))]
-        return self._cut(image, centre)[0]
-
-    def _bright(self, image: Array) -> Array:
-        """A voxel that is as bright as the median of some."""
-        drawn = self.generator.integers(0, image.shape[1:], (_DRAWN, image.ndim - 1))
-        values = image[(slice(None), *drawn.T)].sum(0)
-        bright: Array = drawn[np.flatnonzero(values >= np.median(values))[0]]
-        return bright
-
-    def _cut(self, image: Array, centre: Array) -> tuple[Array, tuple[int, ...]]:
-        """The patch around a voxel, inside the image, and its first voxel."""
-        sizes = (1,) * (image.ndim - 1 - len(self.size)) + self.size
-        room = np.array(image.shape[1:]) - sizes
-        start = np.clip(centre - np.array(sizes) // 2, 0, room)
-        part = image[(slice(None), *(slice(a, a + size) for a, size in zip(start, sizes, strict=True)))]
-        return np.ascontiguousarray(part.reshape(len(image), *self.size)), tuple(start.tolist())
 
 
 def _segmenter(predictor: nnUNetPredictor) -> Callable[[Array], Array]:

@@ -11,6 +11,7 @@ import onnx_ir.passes.common as common
 
 from fptq.graph import origin, query
 from fptq.graph.check import check_supported
+from fptq.graph.einsum import einsum_as_matmul
 from fptq.graph.opset import convert_opset, infer_shapes, opset_of, quiet
 from fptq.graph.passes import (
     NoEffectPass,
@@ -128,6 +129,7 @@ def _simplify(model: ir.Model) -> None:
     clean = ir.passes.Sequential(_fold_pass(), common.IdentityEliminationPass(), common.RemoveUnusedNodesPass())
     clean(model)
     channel_arithmetic_as_batch_norm(model)
+    einsum_as_matmul(model)
     copies = unshare_folded_weights(model)
     merge = common.CommonSubexpressionEliminationPass(size_limit=0)
     steps = [clean, RewritePass(_rules()), clean, merge, NoEffectPass()]

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from fptq.errors import DataError, MissingExtra, ModelError
 from fptq.graph import parity
 from fptq.graph.axes import Axes, fix_axes, parse_axes, require_axes, symbols
+from fptq.graph.bundle import find_bundle, names_bundle, open_bundle, random_window
 from fptq.graph.canonical import Canonical, canonicalize
 from fptq.graph.check import check_whole
 from fptq.graph.model import Model
@@ -41,7 +42,7 @@ class LoadOptions:
         dynamic: "auto": the batch and the axes that differ between samples for a module, those that the file leaves
             open for ONNX. "none": every axis has the example's size. Otherwise the axes by name, such as
             "x:0=batch,x:2=depth"; all others have the example's size.
-        trust: `.pt2` files and checkpoints of nnU-Net hold pickled parts, which can execute code: they need
+        trust: `.pt2` files, checkpoints of nnU-Net and bundles of MONAI can execute code when they are read: they need
             `Trust.SOURCE`.
     """
 
@@ -56,8 +57,8 @@ def load(
 
     Args:
         source: The path of an ONNX file (or, trusted, of a `.pt2` program), the folder of a Hugging Face checkpoint,
-            an `onnx.ModelProto`, an `onnx_ir.Model`, an `nn.Module`, "nnunet:FOLDER:FOLD" for a result of nnU-Net, or
-            "package.module:function" for a function that returns one of these.
+            an `onnx.ModelProto`, an `onnx_ir.Model`, an `nn.Module`, "nnunet:FOLDER:FOLD" for a result of nnU-Net,
+            "monai:FOLDER" for a bundle of MONAI, or "package.module:function" for a function that returns one of these.
         example: One sample: a tensor or array, a tuple or mapping of them, or a recorded call `(args, kwargs)`.
             A module needs it; a file is checked with random inputs without it.
         others: More samples, of which only the shapes matter: axes that differ become dynamic.
@@ -78,6 +79,8 @@ def load(
 def _loaded(source: object, example: object, others: Sequence[object], options: LoadOptions) -> Model:
     if isinstance(source, str) and names_nnunet(source):
         return _load_fold(source, options)
+    if isinstance(source, str) and names_bundle(source):
+        return _load_bundle(source, options)
     if isinstance(source, str) and _FUNCTION.fullmatch(source) and not Path(source).exists():
         made = _loaded(_call(source), example, others, options)
         return replace(made, source=source)
@@ -103,6 +106,13 @@ def _load_fold(source: str, options: LoadOptions) -> Model:
     trained = find_fold(source)
     predictor = open_fold(trained, trained.folds[0], trust=options.trust)
     made = _load_module(predictor.network, random_patch(predictor), (), replace(options, dynamic="none"))
+    return replace(made, source=source)
+
+
+def _load_bundle(source: str, options: LoadOptions) -> Model:
+    """A network of MONAI's, whose bundle says what it takes."""
+    opened = open_bundle(find_bundle(source), trust=options.trust)
+    made = _load_module(opened.network(), random_window(opened), (), replace(options, dynamic="none"))
     return replace(made, source=source)
 
 
@@ -214,12 +224,7 @@ def _load_module(module: nn.Module, example: object, others: Sequence[object], o
 
 
 def _load_program(path: Path, example: object, options: LoadOptions) -> Model:
-    if options.trust is not Trust.SOURCE:
-        raise ModelError(
-            f"{path.name} can execute code when it is read",
-            rule=".pt2 files hold pickled parts",
-            remedy="If you trust where it comes from, say so with --trust",
-        )
+    options.trust.require(path.name, because=".pt2 files hold pickled parts")
     try:
         from fptq.graph import modules
     except ImportError as error:

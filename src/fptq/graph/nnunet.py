@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fptq.errors import MissingExtra, ModelError
+from fptq.errors import MissingExtra, ModelError, in_one_line
 from fptq.graph.trust import Trust
 from fptq.types import Array
 
@@ -110,12 +110,7 @@ def open_fold(trained: TrainedFolds, fold: str, *, trust: Trust) -> nnUNetPredic
         MissingExtra: nnunetv2 is not installed.
     """
     path = trained.folder / f"fold_{fold}" / trained.checkpoint
-    if trust is not Trust.SOURCE:
-        raise ModelError(
-            f"{path} can execute code when it is read",
-            rule="checkpoints of nnU-Net hold pickled parts",
-            remedy="If you trust where it comes from, say so with --trust",
-        )
+    trust.require(path, because="checkpoints of nnU-Net hold pickled parts")
     predictor = new_predictor()
     number = fold if fold == "all" else int(fold)
     try:
@@ -129,7 +124,7 @@ def open_fold(trained: TrainedFolds, fold: str, *, trust: Trust) -> nnUNetPredic
         ) from error
     except Exception as error:  # torch, pickle, KeyError, assertions: whatever does not fit
         raise ModelError(
-            f"{path} cannot be opened: {_first_line(error)}",
+            f"{path} cannot be opened: {in_one_line(error)}",
             rule=f"{PLANS}, {DATASET} and the checkpoint belong to one training",
             remedy="Take the three from the folder that nnU-Net wrote, untouched",
         ) from error
@@ -250,8 +245,3 @@ def _check_plans(predictor: nnUNetPredictor, folder: Path) -> None:
         )
     if not predictor.label_manager.foreground_labels:
         raise ModelError(f"{folder / DATASET} has no label but the background", rule="a segmentation has at least one")
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return ": ".join([type(error).__name__, *lines[:2]])

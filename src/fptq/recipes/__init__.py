@@ -1,5 +1,6 @@
 """The verbs that users call, each a story on one page."""
 
+from fptq.recipes.bundle_predict import BundlePredictor, bundle_predictor, is_bundle_folder, predict_bundle
 from fptq.recipes.demo import demo_brain
 from fptq.recipes.nnunet import FoldResults, quantize_nnunet
 from fptq.recipes.nnunet_predict import is_nnunet_folder, nnunet_predictor, predict_nnunet
@@ -13,6 +14,7 @@ from fptq.recipes.survey import BenchRow, Inspection, InspectionRow, bench, insp
 __all__ = [
     "FORMATS",
     "BenchRow",
+    "BundlePredictor",
     "FoldResults",
     "Inspection",
     "InspectionRow",
@@ -23,11 +25,14 @@ __all__ = [
     "SensitivityRow",
     "SensitivityTable",
     "bench",
+    "bundle_predictor",
     "demo_brain",
     "inspect",
+    "is_bundle_folder",
     "is_nnunet_folder",
     "nnunet_predictor",
     "predict",
+    "predict_bundle",
     "predict_nnunet",
     "quantize",
     "quantize_nnunet",

@@ -2,50 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fptq.config import Recipe
-from fptq.engines import CompileOptions, engine_named
-from fptq.engines.cpu import made_elsewhere
+from fptq.engines import CompileOptions
 from fptq.errors import ConfigError, DataError, FptqError, OutputError
 from fptq.feeds.nnunet import ImageCase, find_image_cases
 from fptq.feeds.scans import unreadable
-from fptq.graph.load import read_onnx
 from fptq.graph.nnunet import DATASET, PLANS, new_predictor, quiet, read_json
+from fptq.recipes.compiled import CompiledFolds, compiled_folds, network_path
 from fptq.recipes.nnunet import FACTS_FILE, FORMAT
 from fptq.recipes.problem import threads_of
-from fptq.recipes.result import MODEL_FILE, PACKED_FILE
-from fptq.types import Progress, Runner, silent
+from fptq.recipes.targets import check_targets
+from fptq.types import Progress, silent
 
 if TYPE_CHECKING:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-_LOG = logging.getLogger(__name__)
 
 
 def is_nnunet_folder(folder: str | Path) -> bool:
     """Whether `quantize_nnunet` wrote it."""
     return (Path(folder) / FACTS_FILE).is_file()
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompiledFolds:
-    """The folds of a network, each on an engine.
-
-    Attributes:
-        runners: The sessions.
-        input_name: Of their one input.
-        output_name: Of their one output.
-    """
-
-    runners: tuple[Runner, ...]
-    input_name: str
-    output_name: str
 
 
 def nnunet_predictor(
@@ -75,24 +55,10 @@ def nnunet_predictor(
     """
     folder = Path(folder)
     facts = _facts(folder)
-    paths = [_network_path(folder / f"fold_{fold}") for fold in facts["folds"]]
+    paths = [network_path(folder / f"fold_{fold}") for fold in facts["folds"]]
     options = CompileOptions(threads=threads_of(Recipe(threads=threads)), float_precision=float_precision)
     predictor = new_predictor(tile_step_size=tile_step_size, use_gaussian=use_gaussian, use_mirroring=use_mirroring)
     return put_in(predictor, compiled_folds(paths, options), folder=folder, facts=facts)
-
-
-def compiled_folds(paths: Sequence[Path], options: CompileOptions, *, engine: str | None = None) -> CompiledFolds:
-    """Networks in files, compiled; on the engine that each was made for, unless another is named."""
-    runners: list[Runner] = []
-    names = ("", "")
-    for path in paths:
-        graph_model = read_onnx(path)
-        metadata = graph_model.metadata_props
-        if (warning := made_elsewhere(metadata)) is not None:
-            _LOG.warning("%s: %s", path, warning)
-        names = str(graph_model.graph.inputs[0].name), str(graph_model.graph.outputs[0].name)
-        runners.append(engine_named(engine or metadata.get("fptq.engine", "")).compile(path, options))
-    return CompiledFolds(runners=tuple(runners), input_name=names[0], output_name=names[1])
 
 
 def put_in(
@@ -157,7 +123,8 @@ def predict_nnunet(
     cases = find_image_cases(images, predictor.dataset_json)
     ending = str(predictor.dataset_json["file_ending"])
     targets = tuple(output / f"{case.name}{ending}" for case in cases)
-    _check_targets(cases, targets, overwrite=overwrite)
+    read = [path for case in cases for path in case.files]
+    check_targets(targets, images=read, overwrite=overwrite)
     with _case_by_case(predictor, cases, progress), quiet():
         output.mkdir(parents=True, exist_ok=True)
         predictor.predict_from_files_sequential(
@@ -197,19 +164,6 @@ def _case_by_case(predictor: nnUNetPredictor, cases: Sequence[ImageCase], progre
         predictor.predict_logits_from_preprocessed_data = predict
 
 
-def _check_targets(cases: Sequence[ImageCase], targets: Sequence[Path], *, overwrite: bool) -> None:
-    images = {path.resolve() for case in cases for path in case.files}
-    for target in targets:
-        if target.resolve() in images:
-            raise OutputError(f"{target} is an image", rule="results never replace images", remedy="Choose another -o")
-        if target.exists() and not overwrite:
-            raise OutputError(
-                f"{target} exists",
-                rule="older results are kept",
-                remedy="Choose another folder with -o, or give --overwrite",
-            )
-
-
 def _facts(folder: Path) -> dict[str, Any]:
     if not is_nnunet_folder(folder):
         raise ConfigError(
@@ -221,10 +175,3 @@ def _facts(folder: Path) -> dict[str, Any]:
     if facts.get("format") != FORMAT:
         raise ConfigError(f"{folder / FACTS_FILE} has format {facts.get('format')}", rule=f"this fptq reads {FORMAT}")
     return facts
-
-
-def _network_path(folder: Path) -> Path:
-    path = next((folder / name for name in (MODEL_FILE, PACKED_FILE) if (folder / name).is_file()), None)
-    if path is None:
-        raise ConfigError(f"{folder} has no {MODEL_FILE}", remedy="Give the folder that fptq quantize wrote")
-    return path

@@ -44,7 +44,7 @@ def open_trusted(trained: TrainedFolds, fold: str, recipe: Recipe) -> nnUNetPred
     Raises:
         ModelError: There is none, or the files do not fit each other.
     """
-    return open_fold(trained, fold, trust=Trust.SOURCE if recipe.trust else Trust.NOTHING)
+    return open_fold(trained, fold, trust=Trust.given(recipe.trust))
 
 
 def checked_recipe(recipe: Recipe) -> Recipe:

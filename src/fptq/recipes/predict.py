@@ -23,10 +23,12 @@ from fptq.feeds.scans import NIFTI, is_scan, label_image, suffix
 from fptq.feeds.source import prepared
 from fptq.graph.load import read_onnx
 from fptq.graph.model import Model, TensorInfo
+from fptq.recipes.bundle_source import holds_bundle
 from fptq.recipes.nnunet import FACTS_FILE
 from fptq.recipes.problem import preprocess_of, threads_of, volume_input
 from fptq.recipes.result import MODEL_FILE, PACKED_FILE
 from fptq.recipes.resume import Origin, Todo, forget, inside, kept
+from fptq.recipes.targets import check_free
 from fptq.report.files import replacing
 from fptq.tasks import Case, FolderStore, SegmentationTask, VolumeInput
 from fptq.types import Array, Feeds, Progress, Runner, silent
@@ -73,7 +75,7 @@ def predict(
     origin = Origin.of(saved.path, saved.recipe)
     todo = Todo.of(items, targets, None if overwrite else origin)
     for target in todo.targets:
-        _check_free(target, overwrite=overwrite)
+        check_free(target, overwrite=overwrite)
         if overwrite:
             forget(target)
     network = saved.compiled(origin)
@@ -81,7 +83,7 @@ def predict(
     written: list[Path] = []
     for index, (name, sample) in enumerate(todo.items):
         target = todo.targets[index] if targets else output / f"sample_{index}.npz"
-        _check_free(target, overwrite=overwrite)
+        check_free(target, overwrite=overwrite)
         network.write(name, sample, target, progress=inside(progress, todo.finished + index, len(targets)))
         written.append(target)
         progress(todo.finished + len(written), len(targets), "prediction")
@@ -166,6 +168,12 @@ def _read(folder: Path, options: Mapping[str, object]) -> _Saved:
             rule="nnU-Net prepares its images, for all folds together",
             remedy=f"Give {folder.parent}",
         )
+    if holds_bundle(folder):
+        raise ConfigError(
+            f"{folder} holds the network of a bundle of MONAI",
+            rule="the bundle's own transforms prepare scans and finish predictions",
+            remedy="Use fptq predict, or fptq.bundle_predictor in Python",
+        )
     graph_model = read_onnx(path)
     metadata = graph_model.metadata_props
     if "fptq.engine" not in metadata:
@@ -221,15 +229,6 @@ def _targets(items: FileItems | IterableItems, output: Path, *, maps: bool) -> S
         if target.resolve() in samples:
             raise OutputError(f"{target} is a sample", rule="results never replace samples", remedy="Choose another -o")
     return tuple(made)
-
-
-def _check_free(target: Path, *, overwrite: bool) -> None:
-    if target.exists() and not overwrite:
-        raise OutputError(
-            f"{target} exists",
-            rule="older results are kept",
-            remedy="Choose another folder with -o, or give --overwrite",
-        )
 
 
 def _keeps_grid(model: Model) -> bool:

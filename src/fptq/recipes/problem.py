@@ -20,11 +20,13 @@ from fptq.feeds import Image, ImageSpec, Part, Preprocess, PreprocessSpec, image
 from fptq.feeds.callables import names_callable
 from fptq.feeds.items import open_items
 from fptq.feeds.scans import Scan
+from fptq.graph.bundle import Bundle, find_bundle, names_bundle
 from fptq.graph.load import LoadOptions, load
 from fptq.graph.model import Model, TensorInfo
 from fptq.graph.nnunet import names_nnunet
 from fptq.graph.pretrained import is_pretrained, load_pretrained
 from fptq.graph.trust import Trust
+from fptq.recipes.bundle_source import bundle_recipe, open_monai
 from fptq.recipes.nnunet_source import checked_recipe, open_nnunet
 from fptq.recipes.proteins import as_runs, as_samples, protein_task
 from fptq.tasks import ClassificationTask, MetricTask, SegmentationTask, Task, VolumeInput, open_cases, open_labelled
@@ -53,6 +55,7 @@ class Problem:
         recipe: The options.
         store: The cache.
         warnings: What the user must know before trusting the numbers.
+        bundle: Of MONAI, that the network comes from; None: from elsewhere.
     """
 
     model: Model
@@ -62,6 +65,7 @@ class Problem:
     recipe: Recipe
     store: Cache
     warnings: tuple[str, ...] = ()
+    bundle: Bundle | None = None
 
     @property
     def threads(self) -> int:
@@ -81,16 +85,20 @@ def open_problem(
         validation: Unlabelled samples for the agreement; without them some of the calibration set are held out.
         task: How the network is scored.
     """
+    bundle: Bundle | None = None
     if isinstance(network, str) and names_nnunet(network):
         recipe = checked_recipe(recipe)
         network, calibration = open_nnunet(network, calibration, recipe, validation=validation)
+    elif isinstance(network, str) and names_bundle(network):
+        recipe, bundle = bundle_recipe(recipe), find_bundle(network)
+        network, calibration = open_monai(bundle, calibration, recipe, validation=validation)
     preprocess = preprocess_of(recipe)
     if isinstance(network, str) and names_callable(network) and not Path(network).exists():
         network = load_callable(network)()
     if isinstance(network, str | Path) and is_pretrained(network):
         network = load_pretrained(network)
     calibration, examples = _peek(network, as_samples(calibration, recipe), seed=recipe.seed)
-    options = LoadOptions(dynamic=recipe.dynamic, trust=Trust.SOURCE if recipe.trust else Trust.NOTHING)
+    options = LoadOptions(dynamic=recipe.dynamic, trust=Trust.given(recipe.trust))
     raw = [_as_example(sample, network, preprocess) for sample in examples]
     model = load(network, example=raw[0] if raw else None, others=raw[1:], options=options)
     opened = partial(
@@ -112,6 +120,7 @@ def open_problem(
         recipe=recipe,
         store=store,
         warnings=tuple(warnings),
+        bundle=bundle,
     )
 
 
@@ -233,7 +242,7 @@ def metric_task(model: Model, metric: object, recipe: Recipe) -> MetricTask:
     def adapt(runner: Runner) -> object:
         from fptq.engines.module import EngineModule
 
-        return EngineModule(runner, model.signature)
+        return EngineModule(runner, model.signature, model.inputs)
 
     return MetricTask(metric=function, higher_is_better=recipe.higher_is_better, adapt=adapt)  # type: ignore[arg-type]
 

@@ -18,6 +18,7 @@ from fptq.graph.model import Model
 from fptq.graph.rest import LARGE
 from fptq.graph.write import file_bytes, remove_stale, save
 from fptq.plan import Encoding, save_encoding
+from fptq.recipes.bundle_source import forget_bundle, keep_bundle
 from fptq.recipes.prepare import Prepared, plan_document
 from fptq.recipes.problem import Problem
 from fptq.report.html import write_html
@@ -74,7 +75,8 @@ class Result:
         """A module with the call signature and the output type of the original one, computed by the engine."""
         from fptq.engines.module import EngineModule
 
-        return EngineModule(self.session(float_precision=float_precision), self.problem.model.signature)
+        model = self.problem.model
+        return EngineModule(self.session(float_precision=float_precision), model.signature, model.inputs)
 
     def save(self, folder: str | Path) -> Path:
         """Write the folder; files of an older result are replaced one by one, each when its successor is whole.
@@ -87,9 +89,10 @@ class Result:
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=".fptq-", dir=folder) as staging:
                 self._write(Path(staging))
-                # An older network's; `model.packed.onnx` is not written by every result.
+                # An older network's; not every result writes them.
                 for stale in folder.glob(f"{PACKED_FILE}*"):
                     stale.unlink()
+                forget_bundle(folder)
                 # The report comes last: a folder with one is complete.
                 parts = sorted(Path(staging).iterdir(), key=lambda p: p.name.startswith("report"))
                 for part in parts:
@@ -112,6 +115,8 @@ class Result:
         (folder / "plan.json").write_text(json.dumps(plan, indent=1), encoding="utf-8")
         (folder / "run.py").write_text(self._script(), encoding="utf-8")
         (folder / "fptq.toml").write_text(self.problem.recipe.to_toml(), encoding="utf-8")
+        if self.problem.bundle is not None:
+            keep_bundle(self.problem.bundle, folder)
         self.report.save(folder)
         write_html(self.report, folder)
 

@@ -100,7 +100,7 @@ def inspect(model: object, *, recipe: Recipe | None = None) -> Inspection:
     recipe = recipe or Recipe()
     engine = engines_to_try(recipe)[0]
     profile = PROFILES[engine.name]
-    options = LoadOptions(dynamic=recipe.dynamic, trust=Trust.SOURCE if recipe.trust else Trust.NOTHING)
+    options = LoadOptions(dynamic=recipe.dynamic, trust=Trust.given(recipe.trust))
     loaded = load(model, options=options)
     for name in profile.passes:
         loaded = PASSES[name](loaded)

@@ -18,6 +18,7 @@ from fptq.rewrite.piecewise import Regions, cut_in_regions
 from fptq.rewrite.product_inputs import ProductInput, product_inputs
 from fptq.rewrite.repeated_columns import repeated_columns_gathered
 from fptq.rewrite.reshaped_arithmetic import arithmetic_without_reshapes
+from fptq.rewrite.several_readers import bias_for_several_readers
 from fptq.rewrite.smooth import logarithmically_smoothed, smooth_readers, smoothed
 from fptq.rewrite.space_to_depth import space_to_depth_stem
 from fptq.rewrite.summed import FloatInput, float_inputs, sum_regions
@@ -25,6 +26,7 @@ from fptq.rewrite.summed import FloatInput, float_inputs, sum_regions
 PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
     {
         "arithmetic_without_reshapes": arithmetic_without_reshapes,
+        "bias_for_several_readers": bias_for_several_readers,
         "matmul_add_to_gemm": matmul_add_to_gemm,
         "movement_as_gather": movement_as_gather,
         "repeated_columns_gathered": repeated_columns_gathered,
@@ -42,6 +44,7 @@ __all__ = [
     "Regions",
     "applied",
     "arithmetic_without_reshapes",
+    "bias_for_several_readers",
     "branches_levelled",
     "corrected_biases",
     "cut_in_pieces",

@@ -43,6 +43,7 @@ OPENVINO_CPU = Profile(
         "movement_as_gather",
         "arithmetic_without_reshapes",
         "repeated_columns_gathered",
+        "bias_for_several_readers",
     ),
     policies=(
         PolicyCost(policy="smoothing", overhead=0.0, source="no node is added"),
@@ -71,6 +72,12 @@ OPENVINO_CPU = Profile(
         Fact(
             says="signed codes that reach a convolution through a Concat or a Transpose give wrong numbers (9 to 29 dB "
             "where the simulation of the same file has 32); unsigned ones give the right numbers",
+            source="engine against simulation on small graphs, tests/engines/test_openvino_facts.py",
+            version="2026.4.1",
+        ),
+        Fact(
+            says="an integer convolution without a bias, of dynamic shape and with several readers, is scaled once for "
+            "each of them (0 to 5 dB where the simulation has 32); with a bias, or of fixed shape, it is right",
             source="engine against simulation on small graphs, tests/engines/test_openvino_facts.py",
             version="2026.4.1",
         ),
