@@ -101,9 +101,9 @@ OPENVINO_CPU = Profile(
             version="2026.4.1",
         ),
         Fact(
-            says="MatMul - Add - Softmax - MatMul runs as one kernel that never stores the scores, with several Adds too; "
-            "a Reshape between them, as around the mask of shifted windows, parts it: the attention of these windows "
-            "then takes 2 to 3 times as long beside int8 products",
+            says="MatMul - Add - Softmax - MatMul runs as one kernel that never stores the scores, with several Adds, "
+            "too; a Reshape between them, as around the mask of shifted windows, parts it: their attention then takes "
+            "2 to 3 times as long beside int8 products",
             source="tests/rewrite/test_swin.py; " + _MEASURED,
             version="2026.4.1",
         ),
