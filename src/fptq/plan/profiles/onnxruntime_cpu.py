@@ -38,7 +38,12 @@ ONNXRUNTIME_CPU = Profile(
         Rule(op="MatMul", family=Family.CORE, weight=1, conditions=(MatrixWeight(),)),
     ),
     variants=(Variant(name="products", families=frozenset({Family.CORE}), activation=_UNSIGNED),),
-    passes=("matmul_add_to_gemm",),
+    passes=(
+        "matmul_add_to_gemm",
+        "movement_as_gather",
+        "arithmetic_without_reshapes",
+        "repeated_columns_gathered",
+    ),
     policies=(
         PolicyCost(policy="smoothing", overhead=0.0, source="no node is added"),
         PolicyCost(policy="pieces", overhead=0.1, source=_TIMED),

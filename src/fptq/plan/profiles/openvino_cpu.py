@@ -108,6 +108,19 @@ OPENVINO_CPU = Profile(
             version="2026.4.1",
         ),
         Fact(
+            says="MatMul - Add - Softmax - MatMul runs as one kernel that never stores the scores, with several Adds, "
+            "too; a Reshape between them, as around the mask of shifted windows, parts it: their attention then takes "
+            "2 to 3 times as long beside int8 products",
+            source="tests/rewrite/test_swin.py; " + _MEASURED,
+            version="2026.4.1",
+        ),
+        Fact(
+            says="a Gather of rows of tokens takes a tenth of the Slices, Concats and Transposes of a roll, a window "
+            "partition or patch merging; an index that is a sum of stored vectors is added up when the file is loaded",
+            source=_MEASURED,
+            version="2026.4.1",
+        ),
+        Fact(
             says="a Concat stays int8 only when all inputs share one scale",
             source=_MEASURED,
             version="2026.4.1",
