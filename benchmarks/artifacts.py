@@ -20,7 +20,7 @@ import numpy as np
 from layout import HERE, Folder
 
 FPTQ = "fptq"
-TRANSFORMERS = frozenset({"encoder", "antiberty", "swinunetr"})
+TRANSFORMERS = frozenset({"encoder", "antiberty", "swinunetr", "transunet"})
 DISTURBED = 0.05
 """Share of its time that a sample's run may have waited for a core before its timing does not count."""
 ENOUGH = 3

@@ -51,9 +51,9 @@ def contest(folder: Folder, *, python: Path, rounds: int, seconds: float) -> Mea
     files = {artifact.label: artifact for artifact in [whole, *made] if not artifact.error}
     samples = read_samples(folder.evaluation)
     print("  latency", flush=True)
-    times = _latencies(files, samples[0], rounds=rounds, seconds=seconds)
+    times = latencies_by_setting(files, samples[0], rounds=rounds, seconds=seconds)
     print("  output error", flush=True)
-    errors = _errors(files, samples)
+    errors = errors_by_setting(files, samples)
     dice = _dice(files) if folder.name == "deepbet" else {}
     rows = [
         replace(_row(artifact), latency=times.get(a, {}), sqnr_db=errors.get(a, {}), dice=dice.get(a, {}))
@@ -95,7 +95,7 @@ def _row(artifact: Artifact) -> Row:
     )
 
 
-def _latencies(files: Mapping[str, Artifact], feeds: Feeds, *, rounds: int, seconds: float) -> Latencies:
+def latencies_by_setting(files: Mapping[str, Artifact], feeds: Feeds, *, rounds: int, seconds: float) -> Latencies:
     """Latency by file and setting. The settings of one engine take turns; a tool enters with its fastest preset."""
     found: Latencies = {}
     for group in ((OPENVINO_F32, OPENVINO), (ONNXRUNTIME,)):
@@ -138,7 +138,7 @@ def compiled(setting: Setting, path: Path) -> Session | None:
         return None
 
 
-def _errors(files: Mapping[str, Artifact], samples: Sequence[Feeds]) -> dict[str, dict[str, float]]:
+def errors_by_setting(files: Mapping[str, Artifact], samples: Sequence[Feeds]) -> dict[str, dict[str, float]]:
     """Output SQNR by file and setting, against the float network on the same engine."""
     found: dict[str, dict[str, float]] = {label: {} for label in files}
     whole = files["float"].path

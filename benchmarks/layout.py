@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NETWORKS = ("basicunet", "dynunet", "unet", "deepbet", "encoder", "swinunetr")
+NETWORKS = ("basicunet", "dynunet", "unet", "deepbet", "encoder", "swinunetr", "transunet")
 
 
 @dataclass(frozen=True, kw_only=True)

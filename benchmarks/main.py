@@ -1,4 +1,4 @@
-"""fptq against the other int8 tools, on six networks and two engines: one command, one table.
+"""fptq against the other int8 tools, on seven networks and two engines: one command, one table.
 
 python benchmarks/main.py                        everything; what is already made is not made again
 python benchmarks/main.py --networks unet        one network

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from layout import NETWORKS, Folder
+from layout import HERE, NETWORKS, Folder
 
 Samples = Iterator[NDArray[Any]]
 
@@ -121,6 +122,13 @@ def swin_unetr() -> nn.Module:
     return SwinUNETR(in_channels=1, out_channels=14, feature_size=24)
 
 
+def trans_unet() -> nn.Module:
+    sys.path.insert(0, str(HERE.parent / "examples"))
+    from transunet import VOLUMES, TransUNet
+
+    return _with_batch_statistics(TransUNet(3, 1, 14, 96, size=VOLUMES), side=96)
+
+
 def deepbet() -> nn.Module:
     from fptq.demo.assets import fetch
     from fptq.demo.linknet import load_linknet
@@ -167,14 +175,15 @@ SUBJECTS = (
     Network(name="deepbet", input_name="image", build=deepbet, samples=heads),
     Network(name="encoder", input_name="tokens", build=Encoder, samples=sequences),
     Network(name="swinunetr", input_name="image", build=swin_unetr, samples=volumes),
+    Network(name="transunet", input_name="image", build=trans_unet, samples=volumes),
 )
 
 
-def _with_batch_statistics(network: nn.Module) -> nn.Module:
+def _with_batch_statistics(network: nn.Module, *, side: int = 64) -> nn.Module:
     """Give batch norms the statistics of a few samples: fresh ones (mean 0, variance 1) would be the identity."""
     network.train()
     with torch.no_grad():
-        for sample in volumes(2, WEIGHT_SEED, side=64):
+        for sample in volumes(2, WEIGHT_SEED, side=side):
             network(torch.from_numpy(sample))
     return network
 
