@@ -4,7 +4,7 @@ python benchmarks/medical.py                             everything; what is kep
 python benchmarks/medical.py --parts int8 --networks unet   a part: train, int8, scores, few-bits, latency
 python benchmarks/medical.py --report                    the tables of what is kept
 
-Needs MONAI with einops and dynamic-network-architectures (docs/how-to-nnunet.md).
+Needs `pip install 'fptq[monai,medical,openvino]'` and dynamic-network-architectures (docs/how-to-nnunet.md).
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--parts", nargs="+", choices=list(_PARTS), default=list(_PARTS))
     parser.add_argument("--learned", nargs="*", default=["unet", "nnunet"], help="networks for QDrop and AdaRound")
-    parser.add_argument("--iterations", type=int, default=100, help="of these for each block")
+    parser.add_argument("--iterations", type=int, default=50, help="of these for each block")
     parser.add_argument("--turns", type=int, default=25)
     parser.add_argument("--seconds", type=float, default=40.0, help="of timing for each network")
     parser.add_argument("--threads", type=int, default=2)

@@ -72,7 +72,6 @@ def few_bits(iterations: int) -> tuple[FewBits, ...]:
         FewBits(bits="w4a8", says="closed form", options=closed),
         FewBits(bits="w4a8", says="AdaRound", options=adaround),
         FewBits(bits="w4a4", says="min-max", options=MIN_MAX),
-        FewBits(bits="w4a4", says="nearest", options={"method": "nearest"}),
         FewBits(bits="w4a4", says="closed form", options=closed),
         FewBits(bits="w4a4", says="QDrop", options=qdrop),
     )

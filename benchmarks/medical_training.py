@@ -35,7 +35,7 @@ class Training:
         decay: Of the weights.
     """
 
-    steps: int = 500
+    steps: int
     size: int = 2
     warm_up: int = 20
     decay: float = 1e-2
@@ -48,7 +48,7 @@ def checkpoint(name: str) -> Path:
 
 def trained(name: str) -> nn.Module:
     """A network in eval mode, trained first where its checkpoint is not at its end."""
-    train(name, Training(), seconds=float("inf"))
+    train(name, seconds=float("inf"))
     network = NETWORKS[name].build()
     network.load_state_dict(_kept(name)["network"])
     return network.eval()
@@ -61,14 +61,14 @@ def about(name: str) -> dict[str, Any]:
     return {"steps": kept["step"], "loss": kept["loss"], "seconds": kept["seconds"], "parameters": parameters}
 
 
-def train(name: str, training: Training, *, seconds: float) -> bool:
+def train(name: str, *, seconds: float) -> bool:
     """Train a network, or go on; whether it came to its end.
 
     Args:
         name: A key of `NETWORKS`.
-        training: How long.
         seconds: Stop after this long.
     """
+    training = Training(steps=NETWORKS[name].steps)
     if _kept(name).get("step", 0) >= training.steps:
         return True
     run = _Run(name, training)
@@ -91,6 +91,10 @@ class _Run:
         torch.manual_seed(0)
         self.name, self.training = name, training
         self.network = NETWORKS[name].build().to(memory_format=torch.channels_last_3d)
+        for module in self.network.modules():
+            if isinstance(module, nn.InstanceNorm3d):
+                # A variance of few values, computed in bfloat16, can be negative.
+                module.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
         self.optimizer = torch.optim.AdamW(self.network.parameters(), weight_decay=training.decay)
         self.criterion = DiceCELoss(softmax=True, to_onehot_y=True)
         self.step, self.loss, self.seconds = 0, float("nan"), 0.0
@@ -110,9 +114,12 @@ class _Run:
             logits = self.network(images.to(memory_format=torch.channels_last_3d))
         loss = self.criterion(logits.float(), labels)
         loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), 12.0)
-        self.optimizer.step()
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), 12.0)
+        if torch.isfinite(norm):
+            self.optimizer.step()
         recent = loss.item()
+        if not np.isfinite(recent):
+            raise SystemExit(f"{self.name}: the loss of step {self.step} is {recent}; lower its rate and train it anew")
         self.loss = recent if self.step == 0 else 0.95 * self.loss + 0.05 * recent
         self.step += 1
         self.seconds += time.monotonic() - begun
@@ -143,12 +150,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=list(NETWORKS), help=", ".join(NETWORKS))
     parser.add_argument("--minutes", type=float, default=60.0, help="for each network in this call")
-    parser.add_argument("--steps", type=int, default=Training.steps)
     parser.add_argument("--threads", type=int, default=1, help="more wait for each other where others work too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     for name in arguments.names:
-        done = train(name, Training(steps=arguments.steps), seconds=60 * arguments.minutes)
+        done = train(name, seconds=60 * arguments.minutes)
         print(f"{name}: {'done' if done else 'to be gone on with'}")
 
 
