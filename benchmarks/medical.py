@@ -21,7 +21,7 @@ import torch
 from fptq.engines import ENGINES
 from fptq.engines.cpu import detect
 from fptq.graph.write import file_bytes
-from medical_measure import Subject, engines, few_bits, in_few_bits, quantized, scored, timed
+from medical_measure import FewBits, Subject, engines, few_bits, in_few_bits, quantized, scored, timed
 from medical_subjects import NETWORKS
 from medical_table import report
 from medical_training import ROOT, about, trained
@@ -34,13 +34,14 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if not arguments.report:
         subjects = [Subject(name, arguments.threads) for name in arguments.networks]
-        for part in arguments.parts:
-            for subject in subjects:
+        for subject in subjects:
+            for part in arguments.parts:
                 print(f"{subject.name}: {part}", flush=True)
                 _PARTS[part](subject, arguments)
-        if set(arguments.parts) == set(_PARTS):
+        if set(arguments.parts) >= {"int8", "scores", "latency"}:
             _keep(subjects, arguments)
-    print(report(json.loads(_KEPT.read_text(encoding="utf-8"))))
+    if _KEPT.exists():
+        print(report(json.loads(_KEPT.read_text(encoding="utf-8"))))
 
 
 def _train(subject: Subject, arguments: argparse.Namespace) -> None:
@@ -58,7 +59,7 @@ def _scores(subject: Subject, arguments: argparse.Namespace) -> None:
 
 
 def _few_bits(subject: Subject, arguments: argparse.Namespace) -> None:
-    for given in _asked(subject, arguments):
+    for given in sorted(_asked(subject, arguments), key=lambda one: one.learned):  # what takes longest comes last
         in_few_bits(subject, given)
 
 
@@ -75,19 +76,21 @@ _PARTS: Mapping[str, Callable[[Subject, argparse.Namespace], None]] = {
 }
 
 
-def _asked(subject: Subject, arguments: argparse.Namespace) -> list[Any]:
+def _asked(subject: Subject, arguments: argparse.Namespace) -> list[FewBits]:
     """The formats and methods of a network: learned ones for those that were named only."""
     learned = subject.name in arguments.learned
     return [given for given in few_bits(arguments.iterations) if learned or not given.learned]
 
 
 def _keep(subjects: list[Subject], arguments: argparse.Namespace) -> None:
-    """All numbers in one file."""
+    """All numbers in one file, beside those of other networks."""
+    before = json.loads(_KEPT.read_text(encoding="utf-8"))["networks"] if _KEPT.exists() else {}
+    networks = before | {subject.name: _measured(subject, arguments) for subject in subjects}
     found = {
         "machine": _machine(arguments.threads),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "iterations": arguments.iterations,
-        "networks": {subject.name: _measured(subject, arguments) for subject in subjects},
+        "networks": {name: networks[name] for name in NETWORKS if name in networks},
     }
     _KEPT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
@@ -100,6 +103,7 @@ def _measured(subject: Subject, arguments: argparse.Namespace) -> dict[str, Any]
         "few bits": [
             {"bits": given.bits, "method": given.says, **in_few_bits(subject, given)}
             for given in _asked(subject, arguments)
+            if "few-bits" in arguments.parts
         ],
         "latency": timed(subject, turns=arguments.turns, seconds=arguments.seconds),
     }
