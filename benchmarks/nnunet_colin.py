@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,9 +83,22 @@ def write_dataset(folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(about, indent=1))
 
 
-def copies(seeds: range) -> Iterator[tuple[str, Array, Array]]:
-    """Name, image `f32[X, Y, Z]` and labels `u8[X, Y, Z]` of copies of the head, 2 mm."""
-    head, labels = _head()
+def tissues(brain: Array, regions: Array) -> Array:
+    """The AAL's regions, and the rest of what FSL BET calls brain."""
+    labels = np.where(brain > 0, 1, 0)
+    labels[regions > 0] = 2
+    return labels
+
+
+def copies(seeds: range, labelled: Callable[[Array, Array], Array] = tissues) -> Iterator[tuple[str, Array, Array]]:
+    """Name, image `f32[X, Y, Z]` and labels `u8[X, Y, Z]` of copies of the head, 2 mm.
+
+    Args:
+        seeds: One for each copy.
+        labelled: Classes from the brain, which is 0 elsewhere, and the numbers of the AAL's regions.
+    """
+    head, brain, regions = _head()
+    labels = labelled(brain, regions).astype(np.uint8)
     for seed in seeds:
         generator = np.random.default_rng(seed)
         turn = Rotation.from_euler("xyz", generator.uniform(-12, 12, 3), degrees=True).as_matrix()
@@ -100,14 +113,12 @@ def copies(seeds: range) -> Iterator[tuple[str, Array, Array]]:
         yield f"colin_{seed:03d}", np.maximum(noisy, 0).astype(np.float32), label
 
 
-def _head() -> tuple[Array, Array]:
-    """Colin27 and its tissues: the AAL's regions, and the rest of what FSL BET calls brain."""
+def _head() -> tuple[Array, Array, Array]:
+    """Colin27 `f32[X, Y, Z]`, what FSL BET left of it, and its regions."""
     head, brain, regions = (
         np.asarray(nibabel.load(fetch(name)).dataobj) for name in ("colin27", "colin27-brain", "colin27-regions")
     )
-    labels = np.where(brain > 0, 1, 0)
-    labels[regions > 0] = 2
-    return head.astype(np.float32), labels.astype(np.uint8)
+    return head.astype(np.float32), brain, regions
 
 
 def _write(path: Path, volume: Array) -> None:
