@@ -93,7 +93,7 @@ class _Run:
         self.network = NETWORKS[name].build().to(memory_format=torch.channels_last_3d)
         for module in self.network.modules():
             if isinstance(module, nn.InstanceNorm3d):
-                # A variance of few values, computed in bfloat16, can be negative.
+                # With norms in bfloat16 training ended in NaN, most likely by variances of few values.
                 module.register_forward_pre_hook(lambda _, inputs: tuple(x.float() for x in inputs))
         self.optimizer = torch.optim.AdamW(self.network.parameters(), weight_decay=training.decay)
         self.criterion = DiceCELoss(softmax=True, to_onehot_y=True)
