@@ -15,11 +15,11 @@ import numpy as np
 import fptq
 from fptq.config import Recipe
 from fptq.engines import ENGINES, CompileOptions, Session
+from fptq.engines.node_times import slowest_runs
 from fptq.graph import query
 from fptq.graph.load import load
 from fptq.graph.model import TensorInfo
 from fptq.graph.write import file_bytes, save
-from fptq.recipes.layers import node_precisions
 from fptq.recipes.lowbit import low_bit
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.problem import open_problem
@@ -199,7 +199,7 @@ def _facts(subject: Subject, prepared: Prepared, path: Path) -> dict[str, Any]:
 def _in_integers(subject: Subject, prepared: Prepared, path: Path) -> tuple[int, int]:
     """How many of the layers with stored weights the engine computes in int8, and how many there are."""
     session = subject.compiled(path, prepared.engine.name)
-    ran = node_precisions(session.profile(subject.feeds()[0]))
+    ran = slowest_runs(session.profile(subject.feeds()[0]))
     model = prepared.float_model.graph_model
     weights = [value for value in query.values(model).values() if value.is_initializer() and len(value.shape or ()) > 1]
     readers = {str(node.name): node.op_type for value in weights for node, _ in query.readers(value)}
