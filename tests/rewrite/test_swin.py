@@ -126,16 +126,20 @@ def swin_unetr() -> Model:
 
 
 @pytest.mark.slow
-@pytest.mark.engine("openvino")
-@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
-def test_a_small_swinunetr_computes_the_same(swin_unetr: Model, engine: str, tmp_path: Path) -> None:
+def test_a_small_swinunetr_computes_the_same_bits(swin_unetr: Model, tmp_path: Path) -> None:
     feeds = {swin_unetr.inputs[0].name: volume(1, 1, 64, 64, 64)}
-    made = rewritten(swin_unetr, ("movement_as_gather", "repeated_columns_gathered"))
+    made = rewritten(swin_unetr)
     assert operations(made)["Slice"] == 0
-    (expected,), (found,) = (outputs(model, feeds, engine, tmp_path) for model in (swin_unetr, made))
-    if engine == "onnxruntime":
-        np.testing.assert_array_equal(found, expected)
-    else:  # OpenVINO fuses what the moves stood between, and adds in another order
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-    (fused,) = outputs(rewritten(swin_unetr), feeds, engine, tmp_path)
-    np.testing.assert_allclose(fused, expected, rtol=1e-4, atol=1e-4)
+    (expected,), (found,) = (outputs(model, feeds, "onnxruntime", tmp_path) for model in (swin_unetr, made))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.engine("openvino")
+def test_a_small_swinunetr_is_the_same_to_openvino(swin_unetr: Model, tmp_path: Path) -> None:
+    feeds = {swin_unetr.inputs[0].name: volume(1, 1, 64, 64, 64)}
+    made = (swin_unetr, rewritten(swin_unetr, REWRITES[2:]), rewritten(swin_unetr))
+    (expected,), (looked_up,), (found,) = (outputs(model, feeds, "openvino", tmp_path) for model in made)
+    np.testing.assert_array_equal(looked_up, expected)
+    # With other nodes around them OpenVINO sums norms and attention in another order.
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
