@@ -129,7 +129,7 @@ NETWORKS: Mapping[str, Network] = {
         title="TransUNet", build=transunet, what="residual stem of 16, ViT of 4 layers of 192", steps=400
     ),
     "nnunet": Network(
-        title="nnU-Net", build=nnunet, what="6 stages of 8 to 256, instance norm, LeakyReLU", rate=2.5e-3, steps=450
+        title="nnU-Net", build=nnunet, what="6 stages of 8 to 256, instance norm, LeakyReLU", rate=2.5e-3, steps=900
     ),
     "swinunetr": Network(title="SwinUNETR", build=swinunetr, what="feature size 12, attention in 4^3"),
 }
