@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fptq.config import Recipe
-from fptq.errors import ConfigError
 from fptq.feeds.bundle import scan_windows
 from fptq.feeds.callables import names_callable
 from fptq.feeds.scans import NIFTI, find_files, suffix
 from fptq.graph.bundle import CONFIGS, Bundle, open_bundle
 from fptq.graph.trust import Trust
+from fptq.recipes.outside import Tool
 
 BUNDLE = "monai_bundle"
 """Folder in a result that holds what prediction needs of the bundle: all but its weights."""
@@ -48,22 +48,14 @@ def forget_bundle(folder: Path) -> None:
         shutil.rmtree(folder / BUNDLE)
 
 
-def bundle_recipe(recipe: Recipe) -> Recipe:
-    """A recipe for a bundle, whose windows have one size; what the bundle decides itself must not be in it.
-
-    Raises:
-        ConfigError: It is.
-    """
-    for name in ("preprocess", "patch", "val", "labels"):
-        if getattr(recipe, name) is not None:
-            raise _decided(name)
-    if recipe.task != "generic":
-        raise ConfigError(
-            f'task = "{recipe.task}" with a bundle of MONAI',
-            rule="its report compares windows with the float network's",
-            remedy="Leave it out; score label maps with MONAI's metrics",
-        )
-    return recipe if "dynamic" in recipe.model_fields_set else recipe.merged(dynamic="none")
+BUNDLES = Tool(
+    network="a bundle of MONAI",
+    pieces="windows",
+    decides=("preprocess", "patch", "val", "labels"),
+    rule="the bundle's own transforms prepare scans, and its inferer cuts windows",
+    remedy="Leave it out, or quantize the network as a module",
+    scorer="MONAI's metrics",
+)
 
 
 def open_monai(bundle: Bundle, calibration: object, recipe: Recipe, *, validation: object = None) -> tuple[Any, object]:
@@ -80,7 +72,7 @@ def open_monai(bundle: Bundle, calibration: object, recipe: Recipe, *, validatio
         FptqError: Something is wrong with the bundle or the scans.
     """
     if isinstance(validation, str | Path):
-        raise _decided("validation")
+        raise BUNDLES.decided("validation")
     opened = open_bundle(bundle, trust=Trust.given(recipe.trust))
     network = opened.network()
     if not isinstance(calibration, str | Path) or (names_callable(str(calibration)) and not Path(calibration).exists()):
@@ -89,11 +81,3 @@ def open_monai(bundle: Bundle, calibration: object, recipe: Recipe, *, validatio
     if not scans:
         return network, calibration
     return network, scan_windows(opened, network, scans, count=recipe.samples, seed=recipe.seed)
-
-
-def _decided(name: str) -> ConfigError:
-    return ConfigError(
-        f"{name} with a bundle of MONAI",
-        rule="the bundle's own transforms prepare scans, and its inferer cuts windows",
-        remedy="Leave it out, or quantize the network as a module",
-    )

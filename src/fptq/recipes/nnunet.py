@@ -16,7 +16,7 @@ import numpy as np
 from fptq.config import Recipe
 from fptq.errors import OutputError
 from fptq.graph.nnunet import DATASET, PLANS, TrainedFolds, find_folds
-from fptq.recipes.nnunet_source import calibration_patches, checked_recipe, open_trusted
+from fptq.recipes.nnunet_source import NNUNET, calibration_patches, open_trusted
 from fptq.recipes.quantize import quantize
 from fptq.recipes.result import Result
 from fptq.types import Array, Progress, silent
@@ -88,7 +88,7 @@ def quantize_nnunet(
     Raises:
         FptqError: Something is wrong with the folder, the images, the options or the engine.
     """
-    recipe = checked_recipe(Recipe.named(recipe).merged(**options))
+    recipe = NNUNET.checked(Recipe.named(recipe).merged(**options))
     trained = find_folds(source)
     first = open_trusted(trained, trained.folds[0], recipe)
     results: list[Result] = []

@@ -11,6 +11,7 @@ from fptq.errors import ConfigError
 from fptq.feeds.nnunet import find_image_cases, foreground_patches
 from fptq.graph.nnunet import TrainedFolds, find_fold, open_fold
 from fptq.graph.trust import Trust
+from fptq.recipes.outside import Tool
 from fptq.types import Array
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def open_nnunet(
         FptqError: As for `quantize_nnunet`; also where several folds are meant.
     """
     if isinstance(validation, str | Path):
-        raise _decided("validation")
+        raise NNUNET.decided("validation")
     trained = find_fold(source)
     predictor = open_trusted(trained, trained.folds[0], recipe)
     return predictor.network, calibration_patches(predictor, calibration, recipe)
@@ -47,22 +48,14 @@ def open_trusted(trained: TrainedFolds, fold: str, recipe: Recipe) -> nnUNetPred
     return open_fold(trained, fold, trust=Trust.given(recipe.trust))
 
 
-def checked_recipe(recipe: Recipe) -> Recipe:
-    """A recipe for networks of nnU-Net, whose patches have one size; what nnU-Net decides itself must not be in it.
-
-    Raises:
-        ConfigError: It is.
-    """
-    for name in ("preprocess", "patch", "metric", "val", "labels"):
-        if getattr(recipe, name) is not None:
-            raise _decided(name)
-    if recipe.task != "generic":
-        raise ConfigError(
-            f'task = "{recipe.task}" with a network of nnU-Net',
-            rule="its report compares patches with the float network's",
-            remedy="Leave it out; score label maps with nnUNetv2_evaluate_folder",
-        )
-    return recipe if "dynamic" in recipe.model_fields_set else recipe.merged(dynamic="none")
+NNUNET = Tool(
+    network="a network of nnU-Net",
+    pieces="patches",
+    decides=("preprocess", "patch", "metric", "val", "labels"),
+    rule="nnU-Net prepares images and cuts patches itself, and nnUNetv2_evaluate_folder scores label maps",
+    remedy="Leave it out",
+    scorer="nnUNetv2_evaluate_folder",
+)
 
 
 def calibration_patches(predictor: nnUNetPredictor, calibration: object, recipe: Recipe) -> Iterator[Array]:
@@ -80,11 +73,3 @@ def calibration_patches(predictor: nnUNetPredictor, calibration: object, recipe:
         )
     cases = find_image_cases(calibration, predictor.dataset_json)
     return foreground_patches(predictor, cases, count=recipe.samples, seed=recipe.seed)
-
-
-def _decided(name: str) -> ConfigError:
-    return ConfigError(
-        f"{name} with a network of nnU-Net",
-        rule="nnU-Net prepares images and cuts patches itself, and nnUNetv2_evaluate_folder scores label maps",
-        remedy="Leave it out",
-    )

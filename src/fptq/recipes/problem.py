@@ -26,8 +26,8 @@ from fptq.graph.model import Model, TensorInfo
 from fptq.graph.nnunet import names_nnunet
 from fptq.graph.pretrained import is_pretrained, load_pretrained
 from fptq.graph.trust import Trust
-from fptq.recipes.bundle_source import bundle_recipe, open_monai
-from fptq.recipes.nnunet_source import checked_recipe, open_nnunet
+from fptq.recipes.bundle_source import BUNDLES, open_monai
+from fptq.recipes.nnunet_source import NNUNET, open_nnunet
 from fptq.recipes.proteins import as_runs, as_samples, protein_task
 from fptq.tasks import ClassificationTask, MetricTask, SegmentationTask, Task, VolumeInput, open_cases, open_labelled
 from fptq.types import Feeds, FeedSource, Runner
@@ -87,10 +87,10 @@ def open_problem(
     """
     bundle: Bundle | None = None
     if isinstance(network, str) and names_nnunet(network):
-        recipe = checked_recipe(recipe)
+        recipe = NNUNET.checked(recipe)
         network, calibration = open_nnunet(network, calibration, recipe, validation=validation)
     elif isinstance(network, str) and names_bundle(network):
-        recipe, bundle = bundle_recipe(recipe), find_bundle(network)
+        recipe, bundle = BUNDLES.checked(recipe), find_bundle(network)
         network, calibration = open_monai(bundle, calibration, recipe, validation=validation)
     preprocess = preprocess_of(recipe)
     if isinstance(network, str) and names_callable(network) and not Path(network).exists():

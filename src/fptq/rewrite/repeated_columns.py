@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from fptq.graph import query
 from fptq.graph.model import Model
+from fptq.rewrite.stored import stored_once
 from fptq.types import Array
 
 _LEAST_SIZE = 1 << 16
@@ -101,9 +102,9 @@ def _rewrite(graph: ir.Graph, columns: _Columns, indices: dict[bytes, ir.Value])
     assert dims is not None
     key = columns.index.tobytes()
     if key not in indices:
-        indices[key] = _stored(graph, f"{name}_columns", columns.index)
-    table = _stored(graph, f"{name}_table", columns.table)
-    shape = _stored(graph, f"{name}_shape", np.asarray(dims, np.int64))
+        indices[key] = stored_once(graph, f"{name}_columns", columns.index)
+    table = stored_once(graph, f"{name}_table", columns.table)
+    shape = stored_once(graph, f"{name}_shape", np.asarray(dims, np.int64))
     gather = ir.node("Gather", [table, indices[key]], {"axis": columns.table.ndim - 1}, name=f"{name}_gather")
     reshape = ir.node("Reshape", [gather.outputs[0], shape], name=f"{name}_reshape")
     gather.outputs[0].name, reshape.outputs[0].name = f"{name}_gathered", f"{name}_repeated"
@@ -113,8 +114,3 @@ def _rewrite(graph: ir.Graph, columns: _Columns, indices: dict[bytes, ir.Value])
     graph.insert_before(graph[0], [gather, reshape])
     value.replace_all_uses_with(reshape.outputs[0])
     del graph.initializers[name]
-
-
-def _stored(graph: ir.Graph, name: str, content: Array) -> ir.Value:
-    graph.register_initializer(ir.val(name, const_value=ir.tensor(content, name=name)))
-    return graph.initializers[name]

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from fptq.graph import query
 from fptq.graph.model import Model
 from fptq.graph.rest import drop_unread
-from fptq.types import Array
+from fptq.rewrite.stored import stored_once
 
 _ARITHMETIC = frozenset({"Add", "Sub", "Mul", "Div"})
 
@@ -116,18 +116,11 @@ def _operand(graph: ir.Graph, between: _Between) -> tuple[ir.Value, list[ir.Node
     name = f"{other.name}_at_{'x'.join(map(str, between.shape))}"
     content = query.constant(other)
     if content is not None:
-        return _stored(graph, name, content.reshape(between.shape)), []
-    shape = _stored(graph, f"{name}_shape", np.asarray(between.shape, np.int64))
+        return stored_once(graph, name, content.reshape(between.shape)), []
+    shape = stored_once(graph, f"{name}_shape", np.asarray(between.shape, np.int64))
     reshape = ir.node("Reshape", [other, shape], name=f"{between.node.name}_operand")
     moved = reshape.outputs[0]
     moved.name, moved.shape = f"{between.node.name}_operand", ir.Shape(between.shape)
     if other.dtype is not None:
         moved.dtype = other.dtype
     return moved, [reshape]
-
-
-def _stored(graph: ir.Graph, name: str, content: Array) -> ir.Value:
-    """A stored tensor, once for each name."""
-    if name not in graph.initializers:
-        graph.register_initializer(ir.val(name, const_value=ir.tensor(content, name=name)))
-    return graph.initializers[name]

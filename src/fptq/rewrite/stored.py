@@ -1,4 +1,4 @@
-"""Changing a stored tensor for one of its readers."""
+"""Stored tensors: a new one for a graph, another content for one of the readers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,13 @@ import onnx_ir as ir
 
 from fptq.graph import query
 from fptq.types import Array
+
+
+def stored_once(graph: ir.Graph, name: str, content: Array) -> ir.Value:
+    """A stored tensor of a graph, made where none has this name."""
+    if name not in graph.initializers:
+        graph.register_initializer(ir.val(name, const_value=ir.tensor(content, name=name)))
+    return graph.initializers[name]
 
 
 def write_stored(changed: ir.Model, node: ir.Node, index: int, content: Array, *, label: str) -> None:
