@@ -23,11 +23,11 @@ import fptq  # noqa: E402
 from fptq.calibrate import calibrate  # noqa: E402
 from fptq.engines import CompileOptions, engine_named  # noqa: E402
 from fptq.engines.module import EngineModule  # noqa: E402
+from fptq.engines.node_times import slowest_runs  # noqa: E402
 from fptq.graph.load import LoadOptions, load  # noqa: E402
 from fptq.graph.model import Model  # noqa: E402
 from fptq.graph.write import file_bytes, save  # noqa: E402
 from fptq.plan import PROFILES, Policy, materialize, place  # noqa: E402
-from fptq.recipes.layers import node_precisions  # noqa: E402
 from fptq.rewrite import PASSES  # noqa: E402
 
 EXACT = CompileOptions(threads=1, float_precision="f32")
@@ -165,7 +165,7 @@ def test_a_network_runs_in_integers_near_its_float_self(
     error = (modules["int8"](held_out) - exact).square().sum() / exact.square().sum()
     assert -10 * float(torch.log10(error)) > case.least[engine == "openvino"]
 
-    ran = node_precisions(compiled["int8"].profile({model.inputs[0].name: held_out.numpy()}, runs=1))
+    ran = slowest_runs(compiled["int8"].profile({model.inputs[0].name: held_out.numpy()}, runs=1))
     weights = [placement for placement in plan.specs if placement.index == 1]
     floats = [p.consumer for p in weights if p.consumer in ran and ran[p.consumer].precision != "int8"]
     assert not floats
