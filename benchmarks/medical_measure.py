@@ -20,6 +20,7 @@ from fptq.graph import query
 from fptq.graph.load import load
 from fptq.graph.model import TensorInfo
 from fptq.graph.write import file_bytes, save
+from fptq.plan.profile import STORED_WEIGHTS
 from fptq.recipes.lowbit import low_bit
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.problem import open_problem
@@ -203,11 +204,8 @@ def _in_integers(subject: Subject, prepared: Prepared, path: Path) -> tuple[int,
     model = prepared.float_model.graph_model
     weights = [value for value in query.values(model).values() if value.is_initializer() and len(value.shape or ()) > 1]
     readers = {str(node.name): node.op_type for value in weights for node, _ in query.readers(value)}
-    products = [name for name, op in readers.items() if op in _PRODUCTS]
+    products = [name for name, op in readers.items() if op in STORED_WEIGHTS]
     return sum(1 for name in products if name in ran and ran[name].precision == "int8"), len(products)
-
-
-_PRODUCTS = frozenset({"Conv", "ConvTranspose", "MatMul", "Gemm"})
 
 
 def scored(subject: Subject, engine: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from fptq.rewrite.draft import Draft
+from fptq.rewrite.stored import stored_once
 from fptq.types import Array
 
 
@@ -46,10 +47,7 @@ class Insertion:
 
     def stored(self, name: str, content: Array) -> ir.Value:
         """A stored tensor, made once for each name."""
-        initializers = self.changed.graph.initializers
-        if name not in initializers:
-            self.changed.graph.register_initializer(ir.val(name, const_value=ir.tensor(content, name=name)))
-        return initializers[name]
+        return stored_once(self.changed.graph, name, content)
 
     def trace(self, *nodes: ir.Node) -> None:
         """New nodes come from what the user calls the readers."""

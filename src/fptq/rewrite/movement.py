@@ -22,6 +22,7 @@ from fptq.graph.opset import infer_shapes
 from fptq.graph.rest import drop_unread
 from fptq.rewrite.index_maps import as_sum, grid_of, row_length
 from fptq.rewrite.movement_chains import IN_PLACE, Chain, chains
+from fptq.rewrite.stored import stored_once
 from fptq.types import Array
 
 _LEAST_ROW = 8
@@ -226,6 +227,4 @@ class _New:
             same = value.const_value is not None and tuple(value.const_value.shape) == array.shape
             if same and value.dtype == ir.DataType.INT64 and np.array_equal(query.constant(value), array):  # type: ignore[arg-type]
                 return value
-        name = f"{self.name}_numbers_{len(self.graph.initializers)}"
-        self.graph.register_initializer(ir.val(name, const_value=ir.tensor(array, name=name)))
-        return self.graph.initializers[name]
+        return stored_once(self.graph, f"{self.name}_numbers_{len(self.graph.initializers)}", array)
