@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import locale
 from collections.abc import Callable
@@ -14,6 +15,11 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from fptq.engines import ENGINES
 from fptq.graph.model import Model
+
+
+def pytest_collection_finish() -> None:
+    """Keep what imports have made out of the garbage collector's way: every full pass walks millions of objects."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

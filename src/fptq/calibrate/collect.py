@@ -19,7 +19,7 @@ from fptq.calibrate.states import Reading
 from fptq.calibrate.statistics import Statistic, Statistics
 from fptq.errors import DataError, EngineError
 from fptq.graph.model import Model
-from fptq.graph.rest import give_back_memory, let_go, settle, unmapping
+from fptq.graph.rest import let_go, settle, unmapping
 from fptq.types import Feeds, FeedSource, Progress, silent
 
 logger = logging.getLogger(__name__)
@@ -127,8 +127,7 @@ class _Walk:
     def over(self, feeds: FeedSource) -> Statistics:
         finished, self.interrupted = self.shelf.get(_FINISHED), self.shelf.get(_INTERRUPTED)
         known = finished.samples | self.interrupted.samples
-        let_go(self.model)  # the key of the store has read the weights
-        give_back_memory()
+        settle(self.model)  # the key of the store has read the weights
         try:
             seen = self._pass(feeds, lambda sample: sample not in known)
             if not seen:

@@ -95,9 +95,13 @@ class OnnxRuntimeSession:
         return self._opened
 
     def _close(self) -> None:
-        """Give the weights' memory back; the next run opens the session again."""
+        """Give the weights' memory back, where that is much; the next run opens the session again."""
+        from fptq.graph.rest import LARGE  # the graph library takes a second to import
+        from fptq.graph.write import file_bytes
+
         self._opened = None
-        _give_back_memory()
+        if file_bytes(self._file) >= LARGE:
+            _give_back_memory()
 
     def _session_options(self) -> Any:
         ort = _import()
