@@ -11,7 +11,7 @@ import pytest
 
 from fptq.calibrate import calibrate
 from fptq.engines import ENGINES, CompileOptions, engine_named
-from fptq.engines.benchmark import Timing, interleaved
+from fptq.engines.benchmark import Timing, Timings, interleaved, under_loads
 from fptq.engines.footprint import footprint
 from fptq.errors import ConfigError, DataError, EngineError
 from fptq.graph.model import Model
@@ -204,6 +204,22 @@ def test_a_sure_speedup_is_below_the_median_where_rounds_disagree() -> None:
     slow = Timing(samples=(1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7, 1.8, 1.9), waited=(0.0,) * 9)
     assert fast.speedup_over(slow) == 1.5
     assert fast.sure_speedup_over(slow) == 1.3  # P(at most 2 of 9 below the median) = 0.0898
+
+
+def test_speedups_under_several_loads_are_averaged_as_ratios() -> None:
+    one, many = (Timing(samples=(ms,) * 3, waited=(0.0,) * 3) for ms in (4.0, 90.0))
+    own = Timing(samples=(1.0,) * 3, waited=(0.0,) * 3), Timing(samples=(90.0,) * 3, waited=(0.0,) * 3)
+    ours, other = Timings(by_load=own), Timings(by_load=(one, many))
+    assert ours.speedups_over(other) == ours.sure_speedups_over(other) == (4.0, 1.0)
+    assert ours.speedup_over(other) == ours.sure_speedup_over(other) == pytest.approx(2.0)
+    assert ours.median_ms == 1.0
+
+
+def test_contenders_take_turns_under_each_load() -> None:
+    session = Clockwork(1.0)
+    found = under_loads({"one": session}, [{}, {}], rounds=5)  # type: ignore[dict-item]
+    assert len(session.log) == 2 * 6
+    assert [len(timing.samples) for timing in found["one"].by_load] == [5, 5]
 
 
 @pytest.mark.engine("onnxruntime")

@@ -13,7 +13,7 @@ import fptq
 from fptq.calibrate import collect, needed, observer
 from fptq.config import Recipe
 from fptq.engines import DEPLOYABLE
-from fptq.engines.benchmark import Timing
+from fptq.engines.benchmark import Timing, Timings
 from fptq.errors import ConfigError
 from fptq.graph import query
 from fptq.graph.model import Model
@@ -102,14 +102,19 @@ def wanting(*policies: str) -> Score:
     return lambda model, encoding: 30.0 + sum(one in policies for one in policies_in(encoding).values())
 
 
-def clock(**ratios: float) -> Clock:
-    """Latencies by policy, relative to the uniform network, steady as no machine is."""
+def steady(ms: float, *, rounds: int = 7) -> Timing:
+    return Timing(samples=(ms,) * rounds, waited=(0.0,) * rounds)
 
-    def time(networks: Networks) -> Mapping[str, Timing]:
+
+def clock(*loads: Mapping[str, float], **ratios: float) -> Clock:
+    """Latencies by policy, relative to the uniform network, under every load; steady as no machine is."""
+
+    def time(networks: Networks) -> Mapping[str, Timings]:
         found = {}
         for name, (_, encoding) in networks.items():
-            factor = np.prod([ratios.get(p.replace(" ", "_"), 1.0) for p in policies_in(encoding).values()])
-            found[name] = Timing(samples=(10.0 * float(factor),) * 7, waited=(0.0,) * 7)
+            policies = [policy.replace(" ", "_") for policy in policies_in(encoding).values()]
+            factors = [np.prod([load.get(policy, 1.0) for policy in policies]) for load in (*loads, ratios)]
+            found[name] = Timings(by_load=tuple(steady(10.0 * float(factor)) for factor in factors))
         return found
 
     return time
@@ -236,6 +241,16 @@ def test_what_may_take_more_than_the_budget_goes(spiky, started) -> None:
     assert any("is allowed" in one.reason for one in first(decisions).attempts if one.policy == "per token")
 
 
+def test_what_is_free_alone_and_dear_in_a_batch_goes(spiky, started) -> None:
+    times = clock({"per_token": 1.0}, per_token=LATENCY_BUDGET + 1.01)
+    _, decisions = decided(spiky, wanting("per token"), started, clock=times, limit=LATENCY_BUDGET)
+    tried = next(one for one in first(decisions).attempts if one.policy == "per token")
+    assert not tried.kept
+    assert tried.cost is not None
+    assert tried.cost.ratio == pytest.approx(LATENCY_BUDGET + 1.01)
+    assert tried.cost.rounds == 14
+
+
 def test_all_policies_together_stay_within_the_budget(spiky, started) -> None:
     times = clock(per_token=1.06, pieces=1.06, two_regions=1.06)
     score = wanting("per token", "pieces", "two regions")
@@ -276,8 +291,8 @@ def test_what_is_expected_to_cost_too_much_is_not_run(spiky, started) -> None:
 
 
 def test_what_the_engine_refuses_is_said(spiky, started) -> None:
-    def refusing(networks: Networks) -> Mapping[str, Timing]:
-        return {"uniform": Timing(samples=(1.0,) * 3, waited=(0.0,) * 3)}
+    def refusing(networks: Networks) -> Mapping[str, Timings]:
+        return {"uniform": Timings(by_load=(steady(1.0),))}
 
     _, decisions = decided(spiky, wanting("per token"), started, clock=refusing)
     assert "the engine refuses it" in [attempt.reason for one in decisions.made for attempt in one.attempts]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fptq.engines.benchmark import Timing
+from fptq.engines.benchmark import Timing, Timings
 from fptq.search.trade import Contender, is_better, preferred
 
 ROUNDS = 15
@@ -14,7 +14,7 @@ CALM = (0.0,) * ROUNDS
 def contender(ms: float, sqnr_db: float, *, spread: float = 0.0, seed: int = 0) -> Contender:
     noise = np.random.default_rng(seed).uniform(1, 1 + spread, ROUNDS)
     timing = Timing(samples=tuple(ms * noise), waited=CALM)
-    return Contender(timing=timing, speedup=100 / ms, sqnr_db=sqnr_db)
+    return Contender(timings=Timings(by_load=(timing,)), speedups=(100 / ms,), sqnr_db=sqnr_db)
 
 
 def test_of_equally_accurate_ones_the_faster_is_taken() -> None:
@@ -34,7 +34,7 @@ def test_noise_does_not_buy_accuracy() -> None:
     fine, fast = contender(40.0, 39.0), contender(35.0, 36.0)
     assert preferred({"fine": fine, "fast": fast}) == "fast"
     fine, fast = contender(40.0, 39.0, spread=0.5), contender(35.0, 36.0, spread=0.5, seed=1)
-    assert fast.timing.median_ms < fine.timing.median_ms
+    assert fast.timings.median_ms < fine.timings.median_ms
     assert preferred({"fine": fine, "fast": fast}) == "fine"
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -80,6 +81,61 @@ class Timing:
         both = np.logical_and(self.calm, other.calm)
         counted: NDArray[np.float64] = pairs[both] if both.sum() >= _FEWEST else pairs
         return counted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timings:
+    """Latencies of one contender under each of several loads.
+
+    Attributes:
+        by_load: In the order of the loads: the sample alone comes first.
+    """
+
+    by_load: tuple[Timing, ...]
+
+    @property
+    def median_ms(self) -> float:
+        """The median latency of the sample alone [ms]."""
+        return self.by_load[0].median_ms
+
+    def speedups_over(self, other: Timings) -> tuple[float, ...]:
+        """How many times faster than `other`, under each load."""
+        return tuple(own.speedup_over(its) for own, its in zip(self.by_load, other.by_load, strict=True))
+
+    def sure_speedups_over(self, other: Timings) -> tuple[float, ...]:
+        """How many times faster than `other`, at least, under each load."""
+        return tuple(own.sure_speedup_over(its) for own, its in zip(self.by_load, other.by_load, strict=True))
+
+    def speedup_over(self, other: Timings) -> float:
+        """How many times faster than `other`: the geometric mean over the loads."""
+        return statistics.geometric_mean(self.speedups_over(other))
+
+    def sure_speedup_over(self, other: Timings) -> float:
+        """How many times faster than `other`, at least: the geometric mean of the lower limits."""
+        return statistics.geometric_mean(self.sure_speedups_over(other))
+
+
+def under_loads(
+    sessions: Mapping[str, Session],
+    loads: Sequence[Feeds],
+    *,
+    rounds: int = 15,
+    seconds: float = 60.0,
+    progress: Progress = silent,
+) -> dict[str, Timings]:
+    """`interleaved`, under one load after the other.
+
+    Args:
+        sessions: The contenders, all taking the same feeds.
+        loads: One run's inputs each.
+        rounds: Timed rounds of each load.
+        seconds: Stop after this long, but not before three rounds of each.
+        progress: Told after every round.
+    """
+    parts = [
+        interleaved(sessions, feeds, rounds=rounds, seconds=seconds / len(loads), progress=progress) for feeds in loads
+    ]
+    return {name: Timings(by_load=tuple(part[name] for part in parts)) for name in sessions}
 
 
 def interleaved(

@@ -13,6 +13,7 @@ from fptq.engines.installed import installed_version
 from fptq.recipes.prepare import Prepared
 from fptq.recipes.problem import Problem
 from fptq.report import decisions, records
+from fptq.search import Trial
 from fptq.search.trade import LEAST_GAIN
 
 _PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "openvino", "torch")
@@ -67,7 +68,7 @@ def gate_record(prepared: Prepared) -> decisions.Gate | None:
             name=trial.name,
             latency_ms=trial.median_ms,
             kept=trial.chosen,
-            note=f"{trial.speedup:.2f}x the faster float form, output SQNR {trial.sqnr_db:.1f} dB",
+            note=f"{_times(trial, outcome.at_once)} the faster float form, output SQNR {trial.sqnr_db:.1f} dB",
         )
         for trial in outcome.trials
     ]
@@ -84,6 +85,12 @@ def gate_record(prepared: Prepared) -> decisions.Gate | None:
     ]
     conclusion = "; ".join(outcome.notes) or f"int8 pays on {prepared.engine.name}: {outcome.candidate.variant}."
     return decisions.Gate(tried=tuple(timed), reverted=tuple(reverted), margin=LEAST_GAIN, conclusion=conclusion)
+
+
+def _times(trial: Trial, at_once: int) -> str:
+    """How many times as fast, under every load."""
+    alone, *more = (f"{speedup:.2f}x" for speedup in trial.speedups)
+    return f"{alone} alone and {more[0]} with {at_once} samples at once" if more else alone
 
 
 def node_records(nodes: tuple[NodeRun, ...]) -> tuple[decisions.NodeRecord, ...]:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from fptq.calibrate import Statistics
 from fptq.engines import CompileOptions, Engine, Session
-from fptq.engines.benchmark import Timing, interleaved
+from fptq.engines.benchmark import Timings, under_loads
+from fptq.engines.loads import loads
 from fptq.errors import EngineError
 from fptq.graph.model import Model
 from fptq.graph.rest import LARGE, float_weights, is_large, settle
@@ -78,7 +79,7 @@ class Trials:
         session = self._session(materialize(model, encoding), "judged")
         return tuple(compare(self._reference, session, some).sqnr_db for some in samples)
 
-    def times(self, networks: Mapping[str, tuple[Model, Encoding]], progress: Progress) -> dict[str, Timing]:
+    def times(self, networks: Mapping[str, tuple[Model, Encoding]], progress: Progress) -> dict[str, Timings]:
         """Latencies of networks that take turns, as they will run; those that the engine refuses are left out."""
         sessions: dict[str, Session] = {}
         for number, (name, (model, encoding)) in enumerate(networks.items()):
@@ -91,7 +92,8 @@ class Trials:
             except EngineError as error:
                 _LOG.warning("%s: %s", name, error)
         seconds = self.problem.recipe.gate_seconds / 8
-        return interleaved(sessions, self.problem.held_out[0], rounds=_ROUNDS, seconds=seconds, progress=progress)
+        timed_on = loads(self.problem.held_out[0], self.problem.model.inputs, next(iter(sessions.values())))
+        return under_loads(sessions, timed_on, rounds=_ROUNDS, seconds=seconds, progress=progress)
 
     @property
     def judges(self) -> Sequence[Feeds]:

@@ -1,8 +1,9 @@
 """The measured gate: what does not pay on this machine is taken back.
 
-A placement is a guess until it has been timed. The gate times whole networks, never single layers: the float model
-(fp32 and the engine's own default) and every variant take turns, the best one stays, layers that run slower than
-their float selves are taken back together, and what is left must beat the float model or go.
+A placement is a guess until it has been timed. The gate times whole networks, never single layers, on one sample and on
+many at once: the float model (fp32 and the engine's own default) and every variant take turns, the best one stays,
+layers that run slower than their float selves are taken back together, and what is left must beat the float model or
+go.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 
 from fptq.calibrate import Statistics
 from fptq.engines import CompileOptions, Engine, Session
-from fptq.engines.benchmark import interleaved
+from fptq.engines.benchmark import under_loads
+from fptq.engines.loads import at_once, loads
 from fptq.engines.node_times import node_times
 from fptq.errors import EngineError, ModelError
 from fptq.graph.model import Model
@@ -39,8 +41,9 @@ class Trial:
 
     Attributes:
         name: What was tried.
-        median_ms: Median latency [ms].
-        speedup: Over the faster of the two float forms, timed in the same rounds.
+        median_ms: Median latency of one sample [ms].
+        speedup: Over the faster of the two float forms, timed in the same rounds: the geometric mean over the loads.
+        speedups: The same under each load.
         sqnr_db: Output SQNR against the float model; None for the float model itself.
         chosen: Whether it went on to the next step.
     """
@@ -48,6 +51,7 @@ class Trial:
     name: str
     median_ms: float
     speedup: float
+    speedups: tuple[float, ...]
     sqnr_db: float | None
     chosen: bool
 
@@ -61,12 +65,14 @@ class Outcome:
         trials: Everything that was timed, in order.
         notes: Decisions in words.
         pays: Whether integer kernels are faster than float here.
+        at_once: Samples in the larger of the loads that were timed; 1 where there was one load.
     """
 
     candidate: Candidate
     trials: tuple[Trial, ...]
     notes: tuple[str, ...]
     pays: bool
+    at_once: int
 
     @property
     def latency_ms(self) -> float:
@@ -83,11 +89,12 @@ class Gate:
         float_model: The network as the user gave it (canonical, not rewritten).
         candidates: What can be made of it.
         statistics: The calibration's statistics for all of them.
-        samples: A few samples: the first one is timed, all of them judge the output error.
+        samples: A few samples: the first one is timed, alone and many times at once where the network takes any
+            number; all of them judge the output error.
         folder: For the files that are compiled.
         threads: CPU threads.
         rounds: Timed rounds of each comparison.
-        seconds: Time limit of each comparison.
+        seconds: Time limit of each comparison [s].
         progress: Told after every timed round.
     """
 
@@ -101,6 +108,7 @@ class Gate:
     rounds: int = 15
     seconds: float = 40.0
     progress: Progress = silent
+    _loads: tuple[Feeds, ...] = ()
     _trials: list[Trial] = field(default_factory=list)
     _notes: list[str] = field(default_factory=list)
     _floats: dict[str, Session] = field(default_factory=dict)
@@ -116,6 +124,7 @@ class Gate:
             else:
                 options = replace(self._options(name.split()[1]), weights=weights)
                 self._floats[name] = self.engine.compile(float_path, options)
+        self._loads = loads(self.samples[0], self.float_model.inputs, self._floats[_FLOATS[0]])
         best = self._best_variant()
         if best is not None:
             best = self._confirmed(self._with_stored_weights(self._without_losers(best)))
@@ -128,7 +137,13 @@ class Gate:
         return self._outcome(self._stored_only(), pays=False)
 
     def _outcome(self, candidate: Candidate, *, pays: bool) -> Outcome:
-        return Outcome(candidate=candidate, trials=tuple(self._trials), notes=tuple(self._notes), pays=pays)
+        return Outcome(
+            candidate=candidate,
+            trials=tuple(self._trials),
+            notes=tuple(self._notes),
+            pays=pays,
+            at_once=at_once(self._loads),
+        )
 
     def _best_variant(self) -> Candidate | None:
         """The variant with the best trade of time for accuracy; None when float is faster than that."""
@@ -211,12 +226,11 @@ class Gate:
             except EngineError as error:
                 self._notes.append(f"{name}: {error}")
                 sessions.pop(name, None)
-        timings = interleaved(
-            sessions, self.samples[0], rounds=self.rounds, seconds=self.seconds, progress=self.progress
-        )
-        base = min((timings[name] for name in _FLOATS), key=lambda timing: timing.median_ms)
+        timings = under_loads(sessions, self._loads, rounds=self.rounds, seconds=self.seconds, progress=self.progress)
+        f32, default = (timings[name] for name in _FLOATS)
+        base = default if default.speedup_over(f32) > 1 else f32
         return {
-            name: Contender(timing=timings[name], speedup=timings[name].speedup_over(base), sqnr_db=accuracy[name])
+            name: Contender(timings=timings[name], speedups=timings[name].speedups_over(base), sqnr_db=accuracy[name])
             for name in entries
             if name in accuracy
         }
@@ -247,8 +261,9 @@ class Gate:
             self._trials.append(
                 Trial(
                     name=name,
-                    median_ms=entry.timing.median_ms,
+                    median_ms=entry.timings.median_ms,
                     speedup=entry.speedup,
+                    speedups=entry.speedups,
                     sqnr_db=entry.sqnr_db,
                     chosen=name == chosen,
                 )

@@ -5,10 +5,11 @@ Timings are noisy and accuracy is not, so that a loss of accuracy is only taken 
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fptq.engines.benchmark import Timing
+from fptq.engines.benchmark import Timings
 
 LEAST_GAIN = 0.04
 """A less accurate contender must be faster by at least this fraction of the latency,"""
@@ -25,14 +26,19 @@ class Contender:
     """A placement that was timed.
 
     Attributes:
-        timing: Its latencies; contenders that are compared took turns.
-        speedup: Over the faster float form.
+        timings: Its latencies; contenders that are compared took turns.
+        speedups: Over the faster float form, under each load.
         sqnr_db: Output SQNR against the float network [dB].
     """
 
-    timing: Timing
-    speedup: float
+    timings: Timings
+    speedups: tuple[float, ...]
     sqnr_db: float
+
+    @property
+    def speedup(self) -> float:
+        """Over the faster float form: the geometric mean over the loads."""
+        return statistics.geometric_mean(self.speedups)
 
 
 def preferred(contest: Mapping[str, Contender]) -> str:
@@ -44,14 +50,14 @@ def preferred(contest: Mapping[str, Contender]) -> str:
     best, *others = sorted(contest, key=lambda name: -contest[name].sqnr_db)
     for name in others:
         entry, than = contest[name], contest[best]
-        if entry.timing.sure_speedup_over(than.timing) > 1 + _least_gain(than.sqnr_db - entry.sqnr_db):
+        if entry.timings.sure_speedup_over(than.timings) > 1 + _least_gain(than.sqnr_db - entry.sqnr_db):
             best = name
     return best
 
 
 def is_better(entry: Contender, than: Contender) -> bool:
     """Whether a lighter form of `than` is as fast and more accurate, or faster by what it loses and by the noise."""
-    speedup = entry.timing.speedup_over(than.timing)
+    speedup = entry.timings.speedup_over(than.timings)
     if entry.sqnr_db > than.sqnr_db + AS_ACCURATE_DB:
         return speedup > 1 - NOISE
     return speedup > 1 + max(NOISE, _least_gain(than.sqnr_db - entry.sqnr_db))

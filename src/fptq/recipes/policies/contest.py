@@ -1,7 +1,8 @@
 """Try policies on the activations that lose most, and keep what gains most of the output for its time.
 
 Error and cost are measured on the engine: output SQNR on held-out samples, and the latency of the whole network, the
-uniform network, the best so far and the candidates in turns. What does not surely stay within the budget goes.
+uniform network, the best so far and the candidates in turns. What does not surely stay within the budget, under every
+load, goes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fptq.engines.benchmark import Timing
+from fptq.engines.benchmark import Timings
 from fptq.graph.model import Model
 from fptq.plan import PROFILES
 from fptq.plan.encoding import Encoding
@@ -36,7 +37,7 @@ STEADY = 0.75
 """Share of the held-out samples that must gain, each for itself: a few differ by tenths of a decibel by chance."""
 
 Networks = Mapping[str, tuple[Model, Encoding]]
-Clock = Callable[[Networks], Mapping[str, Timing]]
+Clock = Callable[[Networks], Mapping[str, Timings]]
 """Latencies of networks that take turns on the engine; those that it refuses are left out."""
 
 Judges = Callable[[Model, Encoding], Sequence[float]]

@@ -6,19 +6,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fptq.engines.benchmark import Timing
+from fptq.engines.benchmark import Timings
 from fptq.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Latency of a network, relative to the one with uniform quantizers alone.
+    """Latency of a network, relative to the one with uniform quantizers alone, under the load where it is most.
 
     Attributes:
         ratio: The median over paired rounds.
         at_most: The upper limit of that, by a sign test (90 %).
         more: Latency over that of the best so far, minus 1.
-        rounds: Rounds that were timed; 0 where the numbers are estimates.
+        rounds: Rounds that were timed, of all loads; 0 where the numbers are estimates.
     """
 
     ratio: float
@@ -27,13 +27,13 @@ class Cost:
     rounds: int = 0
 
     @classmethod
-    def measured(cls, timing: Timing, *, uniform: Timing, best: Timing) -> Cost:
+    def measured(cls, timings: Timings, *, uniform: Timings, best: Timings) -> Cost:
         """From runs that took turns."""
         return cls(
-            ratio=1 / timing.speedup_over(uniform),
-            at_most=1 / timing.sure_speedup_over(uniform),
-            more=1 / timing.speedup_over(best) - 1,
-            rounds=len(timing.samples),
+            ratio=1 / min(timings.speedups_over(uniform)),
+            at_most=1 / min(timings.sure_speedups_over(uniform)),
+            more=1 / min(timings.speedups_over(best)) - 1,
+            rounds=sum(len(timing.samples) for timing in timings.by_load),
         )
 
 
@@ -93,7 +93,8 @@ class Decisions:
     Attributes:
         limit: Latency that they may add together, as a share of that with uniform quantizers.
         cost: Of the network with all that was kept; None where nothing was.
-        uniform_ms: Median latency with uniform quantizers, in the last comparison [ms]; None where none was timed.
+        uniform_ms: Median latency of a sample with uniform quantizers, in the last comparison [ms]; None where none was
+            timed.
         made: One for each activation, the worst first.
         replayed: Whether a plan decided, and nothing was timed.
     """
