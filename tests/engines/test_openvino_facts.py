@@ -5,17 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from fptq.calibrate import calibrate
 from fptq.engines import CompileOptions, engine_named
+from fptq.engines.cpu import detect
 from fptq.graph.model import Model
 from fptq.graph.write import save
 from fptq.numerics import QuantizerSpec
 from fptq.plan import PROFILES, Placement, materialize, place
 from fptq.plan.plan import Plan
 from fptq.plan.profile import Family, Variant
-from fptq.rewrite import bias_for_several_readers
+from fptq.rewrite import bias_for_several_readers, hidden_rows_by_mask
 
 pytestmark = pytest.mark.engine("openvino")
 PROFILE = PROFILES["openvino"]
@@ -88,3 +90,47 @@ def test_a_convolution_that_several_read_is_scaled_once_with_a_dynamic_batch(net
     simulated, ran = against_simulation(model, plan_of(model, UNSIGNED), x, tmp_path)
     assert abs(simulated - ran) < 0.5
     assert simulated > 20
+
+
+@pytest.mark.parametrize(("moved", "precision"), [(False, "bf16"), (True, "f32")])
+def test_a_bf16_product_that_writes_codes_runs_in_f32(moved: bool, precision: str, net, tmp_path) -> None:
+    if not detect().bf16:
+        pytest.skip("this processor has no bf16")
+    n = net((2, 8, 64, 64))
+    x = n.last
+    n("Transpose", perm=[0, 1, 3, 2])
+    n.last, turned = x, n.last
+    n("MatMul", turned)
+    n("Relu")
+    product = n("MatMul", x)
+    n("Transpose", perm=[0, 2, 1, 3])
+    joined = n("Reshape", n.shape(2, 64, 512))
+    n("MatMul", n.stored(512, 64))
+    model = n.model()
+    weight = Placement(str(n.nodes[-1].inputs[1].name), "MatMul_6", 1)
+    placement = Placement(str(product.name), "Transpose_4", 0) if moved else Placement(str(joined.name), "MatMul_6", 0)
+    plan = Plan(engine="openvino", specs={placement: UNSIGNED, weight: SIGNED}, weights=frozenset({weight}))
+    given = {"x": np.random.default_rng(0).standard_normal((2, 8, 64, 64)).astype(np.float32)}
+    save(materialize(model, calibrate(model, plan, [given])), tmp_path / "q.onnx")
+    options = CompileOptions(threads=1, float_precision="default")
+    ran = engine_named("openvino").compile(tmp_path / "q.onnx", options).profile(given)
+    assert [run.precision for run in ran if run.op == "MatMul"][-1] == precision
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_a_guard_against_nan_parts_attention(guarded: bool, net, tmp_path) -> None:
+    n = net((2, 8, 64, 64))
+    x = n.last
+    n("Transpose", perm=[0, 1, 3, 2])
+    n.last, turned = x, n.last
+    n("MatMul", turned)
+    softmax = n("Softmax", axis=-1)
+    n("IsNaN").dtype = ir.DataType.BOOL
+    n("Where", n.stored(1, scale=0.0), softmax)
+    n("MatMul", x)
+    n("Mul", n.stored(64))
+    model = n.model() if guarded else hidden_rows_by_mask(n.model())
+    save(model, tmp_path / "m.onnx")
+    given = {"x": np.random.default_rng(0).standard_normal((2, 8, 64, 64)).astype(np.float32)}
+    ran = engine_named("openvino").compile(tmp_path / "m.onnx", OPTIONS).profile(given)
+    assert ("MatMul" in {run.op for run in ran}) == guarded

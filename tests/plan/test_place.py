@@ -50,6 +50,25 @@ def test_a_quantizer_behind_max_pooling_moves_in_front_of_it(cnn: Model) -> None
     assert any(p.value == "v2" for p in stays.specs)
 
 
+def test_a_quantizer_does_not_move_to_the_result_of_a_product_in_float(net) -> None:
+    n = net((2, 8, 4, 16))
+    x = n.last
+    n("Transpose", perm=[0, 1, 3, 2])
+    n.last, turned = x, n.last
+    n("MatMul", turned)
+    n("Relu")
+    n("MatMul", x)
+    n("Transpose", perm=[0, 2, 1, 3])
+    n("Reshape", n.shape(2, 4, 128))
+    n("MatMul", n.stored(128, 8))
+    model = n.model()
+    behind, product = Placement("v5", "MatMul_6", 0), Placement("v3", "Transpose_4", 0)
+    assert behind in place(model, OPENVINO, variant(OPENVINO, Family.CORE)).specs
+    whole = place(model, OPENVINO, variant(OPENVINO, Family.CORE, Family.PRODUCT))
+    assert product in whole.specs
+    assert behind not in whole.specs
+
+
 def test_inputs_and_readers_of_a_concat_share_a_scale(cnn: Model) -> None:
     plan = place(cnn, OPENVINO, variant(OPENVINO, Family.CORE, Family.CONCAT))
     (tie,) = plan.ties

@@ -16,6 +16,7 @@ Dim: TypeAlias = int | str | None
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
+_SCALINGS = frozenset({"Mul", "Div"})
 _NON_WEIGHT_INPUTS = frozenset({"Reshape", "Pad", "Slice", "Expand", "Resize", "Tile", "Squeeze", "Unsqueeze", "TopK"})
 """Operations whose constant inputs say how, not with what."""
 
@@ -84,6 +85,16 @@ def sole_reader(value: ir.Value) -> ir.Node | None:
     """The one node that reads a value; None when several do or when the value is a graph output."""
     found = readers(value)
     return found[0][0] if len(found) == 1 and not value.is_graph_output() else None
+
+
+def attention_product(value: ir.Value | None) -> ir.Node | None:
+    """The MatMul of two activations that a value is, or is a multiple of; None where it is something else."""
+    maker = value.producer() if value is not None else None
+    if maker is not None and maker.op_type in _SCALINGS and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
+    if maker is None or maker.op_type != "MatMul" or any(constant(operand) is not None for operand in maker.inputs):
+        return None
+    return maker
 
 
 def constant(value: ir.Value | None) -> Array | None:

@@ -33,7 +33,7 @@ FLOAT_INPUTS: Mapping[str, frozenset[str]] = MappingProxyType(
 """Operations by the kind that `also_quantize` names."""
 
 _SPEC = QuantizerSpec(signed=False, symmetric=False)
-_MASKS, _SCALINGS = frozenset({"Add", "Where"}), frozenset({"Mul", "Div"})
+_MASKS = frozenset({"Add", "Where"})
 
 
 def with_float_inputs(model: Model, plan: Plan, kinds: Iterable[str], *, policy: Policy | None = None) -> Plan:
@@ -90,18 +90,9 @@ def _before_mask(node: ir.Node) -> Placement:
     mask = value.producer()
     if mask is not None and mask.op_type in _MASKS:
         for index, operand in enumerate(mask.inputs):
-            if operand is not None and _is_product(operand):
+            if operand is not None and query.attention_product(operand) is not None:
                 return Placement(str(operand.name), str(mask.name), index)
     return Placement(str(value.name), str(node.name), 0)
-
-
-def _is_product(value: ir.Value) -> bool:
-    """Whether a value is a product of two activations, or one times a number."""
-    maker = value.producer()
-    if maker is not None and maker.op_type in _SCALINGS:
-        first = maker.inputs[0]
-        maker = first.producer() if first is not None else None
-    return maker is not None and maker.op_type == "MatMul" and not any(_is_stored(operand) for operand in maker.inputs)
 
 
 def _absorbed(node: ir.Node, plan: Plan) -> bool:

@@ -14,18 +14,20 @@ from fptq.plan.plan import Plan
 from fptq.plan.profile import Profile
 
 
-def hoisted(
-    model: Model, specs: Mapping[Placement, QuantizerSpec], transparent: frozenset[str]
-) -> dict[Placement, QuantizerSpec]:
+def hoisted(model: Model, specs: Mapping[Placement, QuantizerSpec], profile: Profile) -> dict[Placement, QuantizerSpec]:
     """Quantizers moved in front of operations that keep codes, which then run on integers too.
 
-    Only where every reader behind the operation asks for the same quantizer; and not a signed one: ONNX Runtime 1.32
-    spreads moved pairs, makes signed ones unsigned, and then refuses what it wrote (opset 21). OpenVINO and TensorRT
-    move quantizers themselves.
+    Only where every reader behind the operation asks for the same quantizer, and no float kernel would have to write
+    codes that cannot; and not a signed one: ONNX Runtime 1.32 spreads moved pairs, makes signed ones unsigned, and then
+    refuses what it wrote (opset 21). OpenVINO and TensorRT move quantizers themselves.
     """
     moved = dict(specs)
+    integer = {placement.consumer for placement in specs}
     for node in reversed(list(model.graph)):
-        if node.op_type not in transparent or node.outputs[0].is_graph_output():
+        if node.op_type not in profile.transparent or node.outputs[0].is_graph_output():
+            continue
+        maker = _maker(node, profile.transparent)
+        if maker is not None and maker.op_type in profile.writes_float and maker.name not in integer:
             continue
         behind = _behind(node)
         asked = {moved.get(placement) for placement in behind}
@@ -54,6 +56,12 @@ def if_readers_leave(model: Model, plan: Plan, profile: Profile) -> Plan:
         moved |= dict.fromkeys(behind, spec)
         specs |= dict.fromkeys(behind if len(behind) > 1 else (), spec)
     return Plan(engine=plan.engine, specs=specs)
+
+
+def _maker(node: ir.Node, transparent: frozenset[str]) -> ir.Node | None:
+    """What computed the values that a node and others in front of it only hand on; None for an input."""
+    before = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return _maker(before, transparent) if before is not None and before.op_type in transparent else before
 
 
 def _in_front(node: ir.Node) -> Placement:

@@ -61,7 +61,7 @@ def survey(model: Model, profile: Profile, variant: Variant, policy: Policy | No
             biases.add(str(node.name))
     plan = Plan(
         engine=profile.engine,
-        specs=hoisted(model, specs, profile.transparent),
+        specs=hoisted(model, specs, profile),
         weights=frozenset(weights),
         int32_bias=frozenset(biases),
         refusals=tuple(refusals),

@@ -119,6 +119,7 @@ class Profile:
         unsigned_behind: Operations behind which a signed quantizer must not stand.
         signed_only: Activations have signed codes with zero point 0, whatever their values are.
         transparent: Operations that pass codes through unchanged: a quantizer behind them moves in front of them.
+        writes_float: Operations whose float kernel cannot write codes: no quantizer moves to their result.
         passes: Names of the rewrites that the engine gains by (see `fptq.rewrite`).
         policies: What is offered for activations that one scale does not fit.
         facts: Why the rules are what they are.
@@ -129,6 +130,7 @@ class Profile:
     rules: tuple[Rule, ...]
     variants: tuple[Variant, ...]
     transparent: frozenset[str] = frozenset()
+    writes_float: frozenset[str] = frozenset()
     unsigned_behind: frozenset[str] = frozenset()
     signed_only: bool = False
     passes: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ from fptq.rewrite.bias import corrected_biases, input_means, measured_biases, sh
 from fptq.rewrite.branches import branches_levelled
 from fptq.rewrite.draft import Change, applied
 from fptq.rewrite.equalize import equalized
+from fptq.rewrite.hidden_rows import hidden_rows_by_mask
 from fptq.rewrite.movement import movement_as_gather
 from fptq.rewrite.per_token import scale_tokens, takes_tokens
 from fptq.rewrite.pieces import Pieces, cut_in_pieces
@@ -27,6 +28,7 @@ PASSES: MappingProxyType[str, Callable[[Model], Model]] = MappingProxyType(
     {
         "arithmetic_without_reshapes": arithmetic_without_reshapes,
         "bias_for_several_readers": bias_for_several_readers,
+        "hidden_rows_by_mask": hidden_rows_by_mask,
         "matmul_add_to_gemm": matmul_add_to_gemm,
         "movement_as_gather": movement_as_gather,
         "repeated_columns_gathered": repeated_columns_gathered,
@@ -51,6 +53,7 @@ __all__ = [
     "cut_in_regions",
     "equalized",
     "float_inputs",
+    "hidden_rows_by_mask",
     "input_means",
     "logarithmically_smoothed",
     "matmul_add_to_gemm",

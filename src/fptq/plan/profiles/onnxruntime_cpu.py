@@ -40,6 +40,7 @@ ONNXRUNTIME_CPU = Profile(
     variants=(Variant(name="products", families=frozenset({Family.CORE}), activation=_UNSIGNED),),
     passes=(
         "matmul_add_to_gemm",
+        "hidden_rows_by_mask",
         "movement_as_gather",
         "arithmetic_without_reshapes",
         "repeated_columns_gathered",
@@ -83,6 +84,12 @@ ONNXRUNTIME_CPU = Profile(
             "1.8 times static int8, where float activations take 2.1 times; MatMulNBits of 8 bits, accuracy level 4, "
             "takes 1.6 times in blocks of 32 and 1.3 in blocks of 128",
             source=_TIMED,
+            version=_VERSION,
+        ),
+        Fact(
+            says="IsNaN and Where over the scores of attention take 3 % of AntiBERTy in int8 at 1 x 128 tokens, 14 % "
+            "at 16 x 256",
+            source="the file with and without them, 2 threads, interleaved medians",
             version=_VERSION,
         ),
         Fact(
