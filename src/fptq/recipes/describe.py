@@ -68,7 +68,7 @@ def gate_record(prepared: Prepared) -> decisions.Gate | None:
             name=trial.name,
             latency_ms=trial.median_ms,
             kept=trial.chosen,
-            note=f"{_times(trial, outcome.at_once)} the faster float form, output SQNR {trial.sqnr_db:.1f} dB",
+            note=f"{_times(trial, outcome.sizes)} the faster float form, output SQNR {trial.sqnr_db:.1f} dB",
         )
         for trial in outcome.trials
     ]
@@ -87,10 +87,10 @@ def gate_record(prepared: Prepared) -> decisions.Gate | None:
     return decisions.Gate(tried=tuple(timed), reverted=tuple(reverted), margin=LEAST_GAIN, conclusion=conclusion)
 
 
-def _times(trial: Trial, at_once: int) -> str:
+def _times(trial: Trial, sizes: str) -> str:
     """How many times as fast, under every load."""
-    alone, *more = (f"{speedup:.2f}x" for speedup in trial.speedups)
-    return f"{alone} alone and {more[0]} with {at_once} samples at once" if more else alone
+    sample, *larger = (f"{speedup:.2f}x" for speedup in trial.speedups)
+    return f"{sample} on a sample and {larger[0]} on {sizes}" if larger else sample
 
 
 def node_records(nodes: tuple[NodeRun, ...]) -> tuple[decisions.NodeRecord, ...]:

@@ -1,9 +1,9 @@
 """The measured gate: what does not pay on this machine is taken back.
 
-A placement is a guess until it has been timed. The gate times whole networks, never single layers, on one sample and on
-many at once: the float model (fp32 and the engine's own default) and every variant take turns, the best one stays,
-layers that run slower than their float selves are taken back together, and what is left must beat the float model or
-go.
+A placement is a guess until it has been timed. The gate times whole networks, never single layers, on a sample and,
+where sizes are free, on a larger load: the float model (fp32 and the engine's own default) and every variant take
+turns, the best one stays, layers that run slower than their float selves are taken back together, and what is left
+must beat the float model or go.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from fptq.calibrate import Statistics
 from fptq.engines import CompileOptions, Engine, Session
 from fptq.engines.benchmark import under_loads
-from fptq.engines.loads import at_once, loads
+from fptq.engines.loads import loads, sizes
 from fptq.engines.node_times import node_times
 from fptq.errors import EngineError, ModelError
 from fptq.graph.model import Model
@@ -65,14 +65,14 @@ class Outcome:
         trials: Everything that was timed, in order.
         notes: Decisions in words.
         pays: Whether integer kernels are faster than float here.
-        at_once: Samples in the larger of the loads that were timed; 1 where there was one load.
+        sizes: Of what was timed beside the sample, such as "3 x 260"; empty where nothing was.
     """
 
     candidate: Candidate
     trials: tuple[Trial, ...]
     notes: tuple[str, ...]
     pays: bool
-    at_once: int
+    sizes: str
 
     @property
     def latency_ms(self) -> float:
@@ -89,8 +89,8 @@ class Gate:
         float_model: The network as the user gave it (canonical, not rewritten).
         candidates: What can be made of it.
         statistics: The calibration's statistics for all of them.
-        samples: A few samples: the first one is timed, alone and many times at once where the network takes any
-            number; all of them judge the output error.
+        samples: A few samples: the first one is timed, and a larger load made of it where the network takes any size;
+            all of them judge the output error.
         folder: For the files that are compiled.
         threads: CPU threads.
         rounds: Timed rounds of each comparison.
@@ -142,7 +142,7 @@ class Gate:
             trials=tuple(self._trials),
             notes=tuple(self._notes),
             pays=pays,
-            at_once=at_once(self._loads),
+            sizes=sizes(self._loads[-1], self.float_model.inputs) if len(self._loads) > 1 else "",
         )
 
     def _best_variant(self) -> Candidate | None:
