@@ -50,7 +50,7 @@ def preferred(contest: Mapping[str, Contender]) -> str:
     best, *others = sorted(contest, key=lambda name: -contest[name].sqnr_db)
     for name in others:
         entry, than = contest[name], contest[best]
-        if entry.timings.sure_speedup_over(than.timings) > 1 + _least_gain(than.sqnr_db - entry.sqnr_db):
+        if entry.timings.sure_speedup_over(than.timings) > 1 + worth(than.sqnr_db - entry.sqnr_db):
             best = name
     return best
 
@@ -60,9 +60,9 @@ def is_better(entry: Contender, than: Contender) -> bool:
     speedup = entry.timings.speedup_over(than.timings)
     if entry.sqnr_db > than.sqnr_db + AS_ACCURATE_DB:
         return speedup > 1 - NOISE
-    return speedup > 1 + max(NOISE, _least_gain(than.sqnr_db - entry.sqnr_db))
+    return speedup > 1 + max(NOISE, worth(than.sqnr_db - entry.sqnr_db))
 
 
-def _least_gain(lost_db: float) -> float:
-    """The fraction of the latency that a loss of output SQNR must bring."""
-    return 0.0 if lost_db < AS_ACCURATE_DB else LEAST_GAIN + GAIN_PER_DB * lost_db
+def worth(decibels: float) -> float:
+    """The fraction of the latency that so much output SQNR is worth: what a loss must bring, and a gain may take."""
+    return 0.0 if decibels < AS_ACCURATE_DB else LEAST_GAIN + GAIN_PER_DB * decibels

@@ -2,7 +2,7 @@
 
 Error and cost are measured on the engine: output SQNR on held-out samples, and the latency of the whole network, the
 uniform network, the best so far and the candidates in turns. What does not surely stay within the budget, under every
-load, goes.
+load, goes, and so does what takes more of the latency than the gate would give for the same gain.
 """
 
 from __future__ import annotations
@@ -21,15 +21,12 @@ from fptq.recipes.policies.offer import Offer
 from fptq.recipes.policies.spots import Spot, spot_at, worst_spots
 from fptq.recipes.refine import EFFORTS
 from fptq.recipes.workbench import MARGIN, Bench, Refined
+from fptq.search.trade import NOISE, worth
 
 LATENCY_BUDGET = 0.15
 """Latency that all policies may add together, as a share of that of uniform int8."""
 LEAST_GAIN_DB = 3.0
 """Of the SQNR of the activation itself: what is worth a trial."""
-WORTH_DB = 10.0
-"""Output SQNR that a policy must gain for its latency: 0.1 dB for each percent."""
-_NOISE = 0.01
-"""Latency that cannot be told from none: gains are divided by no less."""
 FEW_OFFERS = 3
 """Offers for one activation that are run by recipes that must be quick: those that promise most for their time."""
 
@@ -117,7 +114,7 @@ class Contest:
 
     def _promise(self, spot: Spot, offer: Offer) -> float:
         """The share of its own noise that an offer takes away, for the time that it is expected to take."""
-        return (1 - 10 ** ((spot.sqnr_db - offer.sqnr_db) / 10)) / max(self._estimate(spot, offer), _NOISE)
+        return (1 - 10 ** ((spot.sqnr_db - offer.sqnr_db) / 10)) / max(self._estimate(spot, offer), NOISE)
 
     def _tried(self, spot: Spot, offer: Offer, *, more: float) -> tuple[Attempt, Refined | None]:
         """The offer as far as it came, and its network where its error is good enough for its time to matter."""
@@ -203,14 +200,14 @@ class Contest:
             return replace(
                 attempt, reason=f"may take {cost.at_most:.3f} of the uniform latency, {1 + self.limit:.3f} is allowed"
             )
-        if gain < WORTH_DB * _charged(attempt):
+        if _charged(attempt) > max(NOISE, worth(gain)):
             return replace(attempt, reason=f"{gain:.2f} dB are not worth {_charged(attempt):.1%} of the latency")
         return attempt
 
     def _chosen(self, attempts: Sequence[Attempt]) -> int | None:
         """The place of the one that gains most for its time, of those that nothing speaks against."""
         good = {
-            number: self._gain(one) / max(_charged(one), _NOISE)
+            number: self._gain(one) / max(_charged(one), NOISE)
             for number, one in enumerate(attempts)
             if not one.reason and one.cost is not None
         }
