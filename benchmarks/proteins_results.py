@@ -121,9 +121,15 @@ def cases(engine: str, rows: list[str], bits: list[int], policies: list[str], se
         yield from (replace(one, row=row, bits=width, policy=policy) for width in bits for policy in fitting)
 
 
+def signed(difference: float) -> str:
+    """Four decimals with a sign, unless all are zeros."""
+    return f"{difference:+.4f}" if round(difference, 4) else "0.0000"
+
+
 def cell(found: Outcome) -> str:
     drop, low, high = found.drop
-    return f"{found.accuracy:.4f} ({-drop:+.4f}, {-high:+.4f} to {-low:+.4f}), perplexity {found.perplexity:.4f}"
+    interval = f"{signed(-drop)}, {signed(-high)} to {signed(-low)}"
+    return f"{found.accuracy:.4f} ({interval}), perplexity {found.perplexity:.4f}"
 
 
 def table(chosen: list[Case]) -> str:
@@ -139,7 +145,7 @@ def table(chosen: list[Case]) -> str:
             found = Outcome.read(case.path)
             says = ROWS[case.row].says if case.row in ROWS else "nothing (float)"
             drop, low, high = found.drop
-            compared = f"{-drop:+.4f} ({-high:+.4f} to {-low:+.4f})" if case.row in ROWS else ""
+            compared = f"{signed(-drop)} ({signed(-high)} to {signed(-low)})" if case.row in ROWS else ""
             width = case.bits if case.row in ROWS and ROWS[case.row].inputs else ""
             lines.append(
                 f"| {says} | {width} | {case.policy if width else ''} | {found.accuracy:.4f} | {compared} "
@@ -172,6 +178,6 @@ def comparison(chosen: list[Case]) -> str:
                 lines.append(
                     f"| {ROWS[case.row].says} | {case.bits} | {case.policy} | {base} "
                     f"| {1 - found.embedding_error / start.embedding_error:.1%} "
-                    f"| {drop.value:+.4f} ({drop.low:+.4f} to {drop.high:+.4f}) |"
+                    f"| {signed(drop.value)} ({signed(drop.low)} to {signed(drop.high)}) |"
                 )
     return "\n".join(lines) + "\n"
