@@ -75,14 +75,14 @@ def test_free_sizes_grow_on_an_engine(engine: str, network, tmp_path: Path) -> N
 
 def test_as_many_as_the_time_allows(network) -> None:
     model = network("batch", 4, 8)
-    assert timed(model, Clockwork(0.06)) == [(1, 4, 8), (5, 4, 8)]
-    assert timed(model, Clockwork(0.2)) == [(1, 4, 8)]
+    assert timed(model, Clockwork(0.03)) == [(1, 4, 8), (6, 4, 8)]
+    assert timed(model, Clockwork(0.11)) == [(1, 4, 8)]
 
 
 def test_a_length_is_doubled_where_that_takes_no_longer_than_allowed(network) -> None:
     model = network(1, "length", 8)
-    assert timed(model, Clockwork(0.15)) == [(1, 4, 8), (1, 8, 8)]
-    assert timed(model, Clockwork(0.16)) == [(1, 4, 8)]
+    assert timed(model, Clockwork(0.09)) == [(1, 4, 8), (1, 8, 8)]
+    assert timed(model, Clockwork(0.11)) == [(1, 4, 8)]
 
 
 def test_batches_as_they_come_stay_what_they_are(network) -> None:

@@ -17,7 +17,7 @@ from fptq.types import Array, Feeds
 
 MOST = 16
 """Samples at once, at most."""
-_SECONDS = 0.3
+_SECONDS = 0.2
 """What one run of the larger load may take: every contender does dozens."""
 
 
@@ -25,7 +25,7 @@ def loads(sample: Feeds, inputs: Sequence[TensorInfo], session: Session) -> tupl
     """The sample, and a larger load where the network takes any size and there is time for it.
 
     Of the larger load every free size but the batch is twice the sample's, and there are up to `MOST` samples at once:
-    as many as run in 0.3 s.
+    as many as run in 0.2 s.
 
     Args:
         sample: One run's inputs.
