@@ -77,6 +77,14 @@ class Net:
         size = [kernel] * rank
         return self("Conv", weight, bias, kernel_shape=size, pads=[kernel // 2] * 2 * rank)
 
+    def scores(self) -> ir.Value:
+        """`x x^T`, as attention makes it of a value of four axes; returns `x`, the last value before."""
+        x = self.last
+        turned = self("Transpose", perm=[0, 1, 3, 2])
+        self.last = x
+        self("MatMul", turned)
+        return x
+
     def model(self) -> Model:
         graph = ir.Graph(
             [self.input],

@@ -97,10 +97,7 @@ def test_a_bf16_product_that_writes_codes_runs_in_f32(moved: bool, precision: st
     if not detect().bf16:
         pytest.skip("this processor has no bf16")
     n = net((2, 8, 64, 64))
-    x = n.last
-    n("Transpose", perm=[0, 1, 3, 2])
-    n.last, turned = x, n.last
-    n("MatMul", turned)
+    x = n.scores()
     n("Relu")
     product = n("MatMul", x)
     n("Transpose", perm=[0, 2, 1, 3])
@@ -120,10 +117,7 @@ def test_a_bf16_product_that_writes_codes_runs_in_f32(moved: bool, precision: st
 @pytest.mark.parametrize("guarded", [True, False])
 def test_a_guard_against_nan_parts_attention(guarded: bool, net, tmp_path) -> None:
     n = net((2, 8, 64, 64))
-    x = n.last
-    n("Transpose", perm=[0, 1, 3, 2])
-    n.last, turned = x, n.last
-    n("MatMul", turned)
+    x = n.scores()
     softmax = n("Softmax", axis=-1)
     n("IsNaN").dtype = ir.DataType.BOOL
     n("Where", n.stored(1, scale=0.0), softmax)

@@ -102,8 +102,8 @@ def wanting(*policies: str) -> Score:
     return lambda model, encoding: 30.0 + 10.0 * sum(one in policies for one in policies_in(encoding).values())
 
 
-def steady(ms: float, *, rounds: int = 7) -> Timing:
-    return Timing(samples=(ms,) * rounds, waited=(0.0,) * rounds)
+def steady(ms: float) -> Timing:
+    return Timing(samples=(ms,) * 7, waited=(0.0,) * 7)
 
 
 def clock(*loads: Mapping[str, float], **ratios: float) -> Clock:

@@ -29,10 +29,7 @@ def attention(net: Callable, *masks: np.ndarray | None, axis: int = -1, instead:
     zero, stored = n.stored(), {}
     zero.const_value = ir.tensor(np.array(instead, np.float32), name=zero.name)
     for mask in masks:
-        x = n.last
-        n("Transpose", perm=[0, 1, 3, 2])
-        n.last, turned = x, n.last
-        n("MatMul", turned)
+        x = n.scores()
         if mask is not None:
             if id(mask) not in stored:
                 stored[id(mask)] = n.stored(*mask.shape)

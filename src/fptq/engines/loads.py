@@ -30,7 +30,7 @@ def loads(sample: Feeds, inputs: Sequence[TensorInfo], session: Session) -> tupl
     Args:
         sample: One run's inputs.
         inputs: What the network takes; a name in place of a size says that it is free.
-        session: Of the slowest network that will be timed.
+        session: Of a network that will be timed: it says how long a run takes.
     """
     session.time(sample)
     seconds = session.time(sample)

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -96,12 +97,16 @@ class OnnxRuntimeSession:
 
     def _close(self) -> None:
         """Give the weights' memory back, where that is much; the next run opens the session again."""
+        self._opened = None
+        if self._is_large:
+            _give_back_memory()
+
+    @cached_property
+    def _is_large(self) -> bool:
         from fptq.graph.rest import LARGE  # the graph library takes a second to import
         from fptq.graph.write import file_bytes
 
-        self._opened = None
-        if file_bytes(self._file) >= LARGE:
-            _give_back_memory()
+        return file_bytes(self._file) >= LARGE
 
     def _session_options(self) -> Any:
         ort = _import()

@@ -83,7 +83,7 @@ def _makes_zeros(where: ir.Node, is_nan: ir.Node, softmax: ir.Node) -> bool:
     zero, rank = query.constant(where.inputs[1]), query.rank(result)
     only_these = {reader for reader, _ in query.readers(result)} == {is_nan, where} and not result.is_graph_output()
     along_last = softmax.attributes.get_int("axis", -1) in (-1, rank and rank - 1)
-    return only_these and along_last and zero is not None and not zero.any()
+    return only_these and along_last and zero is not None and zero.dtype == np.float32 and not zero.any()
 
 
 def _masked(guard: _Guard) -> _Guard | None:
